@@ -1,0 +1,57 @@
+# The two commands: `make demo` and `make test`. Each makes what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PROTO_VENV := .venv-proto
+PROTOS := $(wildcard proto/punnet/v1/*.proto)
+
+.PHONY: setup demo test test-slow lint proto proto-check bench clean
+
+setup: $(STAMP)
+
+# torch first and pinned: a range would take the newest build with its CUDA packages.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[cpu,rtx,dev]"
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m benchmarks.demo --out demo-out
+
+test: $(STAMP) node_modules/.installed
+	$(BIN)/python -m pytest -q --durations=10
+
+test-slow: $(STAMP) node_modules/.installed
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(STAMP) node_modules/.installed proto-check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	node_modules/.bin/buf lint
+	node_modules/.bin/buf format --diff --exit-code
+	node_modules/.bin/buf breaking --against proto/released.binpb
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.transport --out .bench/transport.json
+
+# Generated with an old compiler, so that every runtime that Punnet accepts can read the stubs.
+$(PROTO_VENV)/.installed:
+	$(PYTHON) -m venv $(PROTO_VENV)
+	$(PROTO_VENV)/bin/python -m pip install --quiet grpcio-tools==1.76.0 mypy-protobuf==5.1.0
+	touch $@
+
+proto: $(PROTO_VENV)/.installed
+	tools/generate_stubs.sh .
+
+proto-check: $(PROTO_VENV)/.installed
+	tools/check_stubs.sh
+
+node_modules/.installed: package.json
+	npm install --silent --no-audit --no-fund --no-package-lock
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(PROTO_VENV) node_modules demo-out .bench

@@ -1,0 +1,1 @@
+"""A trained student to ONNX files and engines; takes any torch module or ONNX file."""

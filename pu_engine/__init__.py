@@ -1,0 +1,1 @@
+"""The compression itself, as a library: teacher and images in, verified student out."""

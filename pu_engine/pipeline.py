@@ -1,0 +1,144 @@
+"""Which stage follows which: pure data, so that the server can read it without the engine.
+
+A job's `spec` is JSON with the groups `teacher`, `images`, `pool`, `preprocessing`, `student`, `selection`,
+`distillation`, `export` and `seed`; `stage_inputs` picks from it what one stage reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+ENGINE_VERSION = "0.1.0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One stage: what it reads of the spec and of earlier stages, and what it may use."""
+
+    name: str
+    module: str
+    schema: int  # raised when the meaning of inputs or results changes
+    needs: tuple[str, ...] = ()  # earlier stages' folders
+    reads: tuple[str, ...] = ()  # keys of the spec; "group.key" lifts one value
+    profile: str = "training"  # of server.confine: "model" runs a stranger's file
+    retries: int = 1  # after a crash for its own reason
+    minutes: int = 24 * 60  # wall-clock limit
+
+
+INTAKE = Stage(
+    name="intake",
+    module="pu_engine.intake",
+    schema=1,
+    reads=("teacher", "external_data", "display_name", "class_names", "images", "preprocessing", "seed"),
+    profile="model",
+    retries=0,
+    minutes=10,
+)
+SCORING = Stage(
+    name="scoring", module="pu_engine.scoring", schema=1, needs=("intake",), reads=("pool", "images"), profile="model"
+)
+SELECTION = Stage(
+    name="selection",
+    module="pu_engine.selection",
+    schema=1,
+    needs=("intake", "scoring"),
+    reads=(
+        "pool",
+        "selection",
+        "distillation.steps",
+        "distillation.batch_size",
+        "distillation.labelled_share",
+        "seed",
+    ),
+)
+GATHERING = Stage(
+    name="gathering",
+    module="pu_engine.gathering",
+    schema=1,
+    needs=("intake", "scoring", "selection"),
+    reads=("pool", "images", "student.size", "seed"),
+)
+DISTILLATION = Stage(
+    name="distillation",
+    module="pu_engine.distillation",
+    schema=1,
+    needs=("intake", "gathering"),
+    reads=("student", "distillation", "seed"),
+)
+EXPORT = Stage(
+    name="export", module="pu_engine.export", schema=1, needs=("gathering", "distillation"), reads=("export",)
+)
+VERIFICATION = Stage(
+    name="verification",
+    module="pu_engine.verification",
+    schema=1,
+    needs=("intake", "gathering", "distillation", "export"),
+    profile="model",
+)
+REPORT = Stage(
+    name="report",
+    module="pu_engine.report",
+    schema=1,
+    needs=("intake", "scoring", "selection", "gathering", "distillation", "export", "verification"),
+    reads=("pool", "images"),
+)
+INSPECTION = Stage(name="inspection", module="pu_engine.inspection", schema=1, needs=("intake",), minutes=10)
+PLAN = Stage(
+    name="plan",
+    module="pu_engine.plan",
+    schema=1,
+    needs=("intake",),
+    reads=("pool", "images", "selection", "student", "distillation", "seed"),
+    profile="model",
+    minutes=30,
+)
+INGEST = Stage(name="ingest", module="pu_engine.ingest", schema=1, reads=("name", "tars"), retries=1)
+
+COMPRESS = (INTAKE, SCORING, SELECTION, GATHERING, DISTILLATION, EXPORT, VERIFICATION, REPORT)
+KINDS: Mapping[str, tuple[Stage, ...]] = {
+    "compress": COMPRESS,
+    "validate": (INTAKE, INSPECTION),
+    "inspect": (INTAKE, INSPECTION),
+    "plan": (INTAKE, PLAN),
+    "ingest": (INGEST,),
+}
+STAGES: Mapping[str, Stage] = {s.name: s for stages in KINDS.values() for s in stages}
+
+
+def stage_inputs(stage: Stage, spec: Mapping[str, Any], folders: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """The JSON form of one stage's inputs, from the job's spec and the folders of earlier stages.
+
+    Keys that the spec lacks are left out: the engine's dataclasses hold the defaults.
+    """
+    inputs: dict[str, Any] = {name: dict(folders[name]) for name in stage.needs}
+    for key in stage.reads:
+        group, _, name = key.partition(".")
+        value = spec.get(group)
+        if name:
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if value is not None:
+            inputs[name or group] = value
+    return inputs
+
+
+def stage_key(stage: Stage, inputs: Mapping[str, Any]) -> str:
+    """What a finished result is reused by: sha256 over stage, schema, engine and inputs without their paths."""
+    content = {
+        "stage": stage.name,
+        "schema": stage.schema,
+        "engine": ENGINE_VERSION,
+        "inputs": _without_paths(inputs),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _without_paths(v) for k, v in value.items() if not (k == "path" and "sha256" in value)}
+    if isinstance(value, list | tuple):
+        return [_without_paths(v) for v in value]
+    return value

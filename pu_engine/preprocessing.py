@@ -1,0 +1,42 @@
+"""Pixels to the teacher's input tensor, by a `Preprocessing`."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pu_engine.types import Preprocessing
+
+DTYPES = {"float32": np.float32, "float16": np.float16, "uint8": np.uint8, "int8": np.int8}
+
+
+def image_channels(preprocessing: Preprocessing) -> int:
+    """Channels that images are decoded with: 1 for a gray model, else 3."""
+    return 1 if preprocessing.channels == "GRAY" else 3
+
+
+def model_input(images: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.generic]:
+    """Input tensor of a batch: (pixel * scale - mean) / std in the model's channel order, layout and type.
+
+    Args:
+        images: [N, H, W, C] uint8 at the model's size; RGB where C is 3, gray where C is 1.
+
+    Returns:
+        [N, C, H, W], [N, H, W, C] or [N, C*H*W] by `preprocessing.layout`. Integer types are rounded and clipped.
+    """
+    expected = (preprocessing.height, preprocessing.width, image_channels(preprocessing))
+    if images.shape[1:] != expected:
+        raise ValueError(f"images are {images.shape[1:]}, the model takes {expected}")
+    ordered = images[..., ::-1] if preprocessing.channels == "BGR" else images
+    mean = np.asarray(preprocessing.mean, np.float32)
+    std = np.asarray(preprocessing.std, np.float32)
+    values = (ordered.astype(np.float32) * np.float32(preprocessing.scale) - mean) / std
+    if preprocessing.layout == "NCHW":
+        values = values.transpose(0, 3, 1, 2)
+    elif preprocessing.layout == "flat":
+        values = values.reshape(len(values), -1)
+    dtype = DTYPES[preprocessing.dtype]
+    if np.issubdtype(dtype, np.integer):
+        limits = np.iinfo(dtype)
+        values = np.clip(np.rint(values), limits.min, limits.max)
+    return np.ascontiguousarray(values, dtype=dtype)

@@ -1,0 +1,487 @@
+"""What the stages exchange: frozen, with a JSON form; arrays are files named by digest.
+
+Every stage reads its `...Inputs` and returns its result. A `Folder` names another stage's finished
+output; `results.load` reads the result in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """A file with its sha256."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folder:
+    """A finished stage's output, or a pool; `sha256` is that of its reproducible content."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledFile:
+    """One labelled image as a file."""
+
+    label: str
+    image: File
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledImages:
+    """The user's labelled images: one plain tar of `<label>/<name>` members, or files."""
+
+    tar: File | None = None
+    files: tuple[LabelledFile, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatedPreprocessing:
+    """What the user says of the teacher's input; None is found out."""
+
+    layout: str | None = None
+    channels: str | None = None
+    scale: float | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    height: int | None = None
+    width: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocessing:
+    """Model input = (pixel * scale - mean) / std, pixel 0 to 255, channels in the order given."""
+
+    layout: str  # NCHW | NHWC | flat
+    channels: str  # RGB | BGR | GRAY
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dtype: str  # float32 | float16 | uint8 | int8
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tap:
+    """A named intermediate tensor of the teacher, pooled to [N, width] inside the graph."""
+
+    name: str
+    source: str
+    width: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hypothesis:
+    """One preprocessing that was tried, with what the labelled images said of it."""
+
+    preprocessing: Preprocessing
+    nll: float
+    accuracy: float
+    agreement: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntakeInputs:
+    teacher: File
+    images: LabelledImages
+    external_data: Mapping[str, File] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
+    preprocessing: StatedPreprocessing = field(default_factory=StatedPreprocessing)
+    display_name: str = "teacher.onnx"
+    seed: int = 0
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Teacher:
+    """A teacher whose conventions were tested.
+
+    Files: `canonical.onnx` (one image input, one logits output [N, K] float32, named `input` and
+    `logits`), `tapped.onnx` (the same with one output for each tap), `labelled.json` (the split).
+    """
+
+    preprocessing: Preprocessing
+    output: str  # of the file as it came: logits | probabilities | log_probabilities
+    batch: int | None  # None: dynamic
+    classes: int
+    class_order: Mapping[str, int]  # label -> output index
+    class_names: tuple[str, ...]  # output index -> label, or the index as text
+    taps: tuple[Tap, ...]
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    images: int
+    hypotheses: tuple[Hypothesis, ...]
+    parameters: int
+    macs: int
+    opset: int
+    producer: str
+    teacher_sha256: str
+    teacher_bytes: int
+    display_name: str
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledEntry:
+    """One row of `labelled.json`, in the reading order of the source."""
+
+    key: str
+    label: str
+    index: int  # the teacher's output index
+    held_out: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IngestInputs:
+    """Make a pool from plain tars of images."""
+
+    name: str
+    tars: tuple[File, ...]
+    shard_images: int = 5000
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """A tar of one pool; `entries` good images, in index order."""
+
+    name: str
+    sha256: str
+    size: int
+    entries: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """`pool.json` beside the shards and `index.arrow`."""
+
+    name: str
+    images: int
+    bad_images: int
+    size: int
+    shards: tuple[Shard, ...]
+    index_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringInputs:
+    intake: Folder
+    pool: Folder
+    images: LabelledImages
+    provider: str = "cpu"
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """The teacher on every pool image and labelled image.
+
+    Files, one set a shard (`shard-00000`) and one for the labelled images (`labelled`):
+    `<name>.logits.npy` [n, 2, K] float32 (image, mirror) and `<name>.features.npy` [n, V, D] float16
+    (views: clean, then matched where there is one). Rows are in index order.
+    """
+
+    shards: tuple[str, ...]
+    images: int
+    labelled: int
+    classes: int
+    views: tuple[str, ...]  # of the features
+    taps: tuple[Tap, ...]  # columns of the features, in order
+    provider: str
+    images_per_second: float
+    matched_quality: int | None = None
+    matched_chroma: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectionOptions:
+    score: str = "auto"  # auto | e2 | pu | energy | relative_mahalanobis | confidence | random
+    rule: str = "balanced"  # balanced | top | threshold
+    count: int | None = None  # None: grows with the training budget
+    threshold: float | None = None  # quantile of the score, for the threshold rule
+    prior: float | None = None  # None: estimated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectionInputs:
+    intake: Folder
+    scoring: Folder
+    pool: Folder
+    selection: SelectionOptions = field(default_factory=SelectionOptions)
+    steps: int = 1500  # of the training to come: the default count grows with it
+    batch_size: int = 128
+    labelled_share: float = 0.25
+    seed: int = 0
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """`selection.parquet`: key, score, class, probability, weight, picked, why; rows in pool order."""
+
+    pool_images: int
+    picked: int
+    score: str  # the score that ordered the pool
+    why: str
+    prior: float | None
+    prior_given: bool
+    threshold: float  # the lowest picked score
+    class_counts: tuple[int, ...]  # picked images for each output index
+    class_available: tuple[int, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatheringInputs:
+    intake: Folder
+    scoring: Folder
+    selection: Folder
+    pool: Folder
+    images: LabelledImages
+    size: int | None = None  # training side in pixels; None: the teacher's
+    seed: int = 0
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSet:
+    """Frozen arrays. C is 1 for a gray teacher, else 3 (RGB); S is `size`.
+
+    Files: `<part>.images.npy` [n, S, S, C] uint8 and `<part>.targets.npy` [n, 2, K] float32 (teacher's
+    logits of image and mirror) for the parts `labelled`, `picked`, `held_out`, `parity`;
+    `<part>.labels.npy` [n] int64 for `labelled` and `held_out`; `picked.keys.json`.
+    `parity` are unpicked pool images (picked ones where none is left).
+    """
+
+    size: int
+    channels: int
+    classes: int
+    labelled: int
+    picked: int
+    held_out: int
+    parity: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudentOptions:
+    name: str | None = None  # None: cifar_resnet20 up to 64 pixels, mobilenetv4_conv_small above
+    size: int | None = None  # None: the teacher's
+    max_parameters: int | None = None
+    max_macs: int | None = None
+    max_latency_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillationOptions:
+    steps: int = 1500
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    temperature: float = 4.0
+    labelled_share: float = 0.25
+    label_weight: float = 0.1
+    class_weights: str = "none"  # none | paper | chi2 | kl
+    radius: float | None = None  # None: 0.05, for paper 0.1
+    weight_decay: float = 5e-4
+    warmup_share: float = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistillationInputs:
+    intake: Folder
+    gathering: Folder
+    student: StudentOptions = field(default_factory=StudentOptions)
+    distillation: DistillationOptions = field(default_factory=DistillationOptions)
+    seed: int = 0
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudentSpec:
+    """All that is needed to build the network again: `student.json` beside `student.safetensors`."""
+
+    name: str
+    size: int
+    channels: int
+    classes: int
+    parameters: int
+    macs: int
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Student:
+    """Files: `student.safetensors`, `student.json` (StudentSpec), `curve.jsonl` (one row a log step)."""
+
+    spec: StudentSpec
+    steps: int
+    final_loss: float
+    held_out_accuracy: float
+    held_out_agreement: float
+    candidates: tuple[Mapping[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    targets: tuple[str, ...] = ("cpu", "rtx")
+    max_batch: int = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportInputs:
+    distillation: Folder
+    gathering: Folder
+    export: ExportOptions = field(default_factory=ExportOptions)
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """An exported file."""
+
+    name: str  # fp32 | rtx-sm86-sm89-sm120
+    path: str
+    target: str
+    format: str  # onnx | tensorrt_rtx
+    precision: str
+    size: int
+    sha256: str
+    seconds: float
+    reproducible: bool
+    details: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variants:
+    variants: tuple[Variant, ...]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerificationInputs:
+    intake: Folder
+    gathering: Folder
+    distillation: Folder
+    export: Folder
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """One hop of the chain, measured on the same images on both sides."""
+
+    hop: str  # for instance "torch -> fp32"
+    images: int
+    agreement: float  # share of equal argmax
+    kl: float  # mean KL(before || after), nats
+    max_error: float  # largest difference, relative to the largest logit
+    accuracy_before: float | None  # on the held-out labelled images
+    accuracy_after: float | None
+    gate: str  # the bound, in words; empty where there is none
+    passed: bool
+    withheld: str = ""  # the variant that this verdict withholds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """Timed on this machine; milliseconds."""
+
+    subject: str  # teacher | fp32 | ...
+    batch: int
+    threads: int
+    p50_ms: float
+    p90_ms: float
+    runs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdicts:
+    verdicts: tuple[Verdict, ...]
+    latencies: tuple[Latency, ...]
+    recommended: str  # the variant's name
+    teacher_accuracy: float
+    student_accuracy: float
+    student_accuracy_low: float
+    student_accuracy_high: float
+    held_out: int
+    student_agreement: float
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportInputs:
+    intake: Folder
+    scoring: Folder
+    selection: Folder
+    gathering: Folder
+    distillation: Folder
+    export: Folder
+    verification: Folder
+    pool: Folder
+    images: LabelledImages
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Every artifact of the job, ready to hand out: report.json, report.html, files beside them."""
+
+    artifacts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectionInputs:
+    """Write what intake found as `inspection.json`, by the stable keys of `punnet inspect --json`."""
+
+    intake: Folder
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    artifacts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanInputs:
+    """Estimate a compression from small measured samples of its stages."""
+
+    intake: Folder
+    pool: Folder
+    images: LabelledImages
+    selection: SelectionOptions = field(default_factory=SelectionOptions)
+    student: StudentOptions = field(default_factory=StudentOptions)
+    distillation: DistillationOptions = field(default_factory=DistillationOptions)
+    seed: int = 0
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageEstimate:
+    stage: str
+    seconds: float
+    memory_bytes: int
+    how: str  # what the figure rests on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Also written as `plan.json`."""
+
+    picked: int
+    pool_images: int
+    student: str
+    parameters: int
+    macs: int
+    stages: tuple[StageEstimate, ...]
+    seconds: float
+    artifacts: tuple[str, ...] = ()

@@ -1,0 +1,1 @@
+"""The appliance: front, job engine, stores and runners."""
