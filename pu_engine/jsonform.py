@@ -36,22 +36,19 @@ def from_json(kind: type[T], data: Any) -> T:
 def _read(kind: Any, data: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Union or isinstance(kind, types.UnionType):
-        if data is None and type(None) in arguments:
-            return None
         (inner,) = [a for a in arguments if a is not type(None)]
-        return _read(inner, data, where)
+        return None if data is None else _read(inner, data, where)
     if origin is tuple:
-        if not isinstance(data, list):
-            raise ValueError(f"{where}: expected a list, got {type(data).__name__}")
-        return tuple(_read(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(data))
-    if origin in (dict, Mapping):
-        if not isinstance(data, dict):
-            raise ValueError(f"{where}: expected an object, got {type(data).__name__}")
-        return {k: _read(arguments[1], v, f"{where}.{k}") for k, v in data.items()}
+        rows = _expect(list, data, where)
+        return tuple(_read(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(rows))
+    if origin is Mapping or origin is dict:
+        return {k: _read(arguments[1], v, f"{where}.{k}") for k, v in _expect(dict, data, where).items()}
     if dataclasses.is_dataclass(kind):
         return _read_dataclass(kind, data, where)
-    if kind is Any:
-        return data
+    return _expect(kind, data, where)
+
+
+def _expect(kind: Any, data: Any, where: str) -> Any:
     if kind is float and isinstance(data, int) and not isinstance(data, bool):
         return float(data)
     if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
@@ -60,8 +57,7 @@ def _read(kind: Any, data: Any, where: str) -> Any:
 
 
 def _read_dataclass(kind: Any, data: Any, where: str) -> Any:
-    if not isinstance(data, dict):
-        raise ValueError(f"{where}: expected an object, got {type(data).__name__}")
+    _expect(dict, data, where)
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}
     unknown = sorted(set(data) - set(fields))

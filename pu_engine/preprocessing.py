@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from pu_engine.types import Preprocessing
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "uint8": np.uint8, "int8": np.int8}
+INTEGER_RANGES = {"uint8": (0, 255), "int8": (-128, 127)}
 
 
 def image_channels(preprocessing: Preprocessing) -> int:
@@ -35,8 +36,6 @@ def model_input(images: NDArray[np.uint8], preprocessing: Preprocessing) -> NDAr
         values = values.transpose(0, 3, 1, 2)
     elif preprocessing.layout == "flat":
         values = values.reshape(len(values), -1)
-    dtype = DTYPES[preprocessing.dtype]
-    if np.issubdtype(dtype, np.integer):
-        limits = np.iinfo(dtype)
-        values = np.clip(np.rint(values), limits.min, limits.max)
-    return np.ascontiguousarray(values, dtype=dtype)
+    if preprocessing.dtype in INTEGER_RANGES:
+        values = np.clip(np.rint(values), *INTEGER_RANGES[preprocessing.dtype])
+    return np.ascontiguousarray(values, dtype=DTYPES[preprocessing.dtype])

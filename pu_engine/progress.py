@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 TICK_SECONDS = 0.25
+WINDOW_SECONDS = 5.0
 LINE_BYTES = 16384
 
 
@@ -50,7 +51,8 @@ class LineProgress:
         self._last = now
         if self._window and done < self._window[-1][1]:
             self._window.clear()
-        self._window = [(t, d) for t, d in self._window if now - t < 5.0][-20:] + [(now, done)]
+        recent = [(t, d) for t, d in self._window if now - t < WINDOW_SECONDS]
+        self._window = [*recent, (now, done)]
         (t0, d0), (t1, d1) = self._window[0], self._window[-1]
         rate = (d1 - d0) / (t1 - t0) if t1 > t0 else 0.0
         self._send({"done": done, "total": total, "unit": unit, "rate": rate, "metrics": dict(metrics or {})})

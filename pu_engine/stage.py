@@ -24,11 +24,11 @@ from typing import Any
 # onnxruntime reads it at import; its Linux wheels otherwise write a device id.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-from pu_engine.errors import EngineError  # noqa: E402
-from pu_engine.jsonform import from_json  # noqa: E402
-from pu_engine.pipeline import ENGINE_VERSION, STAGES, Stage  # noqa: E402
-from pu_engine.progress import LineProgress, Progress, SilentProgress  # noqa: E402
-from pu_engine.results import (  # noqa: E402
+from pu_engine.errors import EngineError
+from pu_engine.jsonform import from_json
+from pu_engine.pipeline import ENGINE_VERSION, STAGES, Stage
+from pu_engine.progress import LineProgress, Progress, SilentProgress
+from pu_engine.results import (
     MANIFEST,
     build_manifest,
     files_below,
@@ -101,13 +101,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _error_json(error: Exception) -> dict[str, Any]:
-    if isinstance(error, EngineError) or (hasattr(error, "code") and hasattr(error, "remedy")):
-        return {
-            "code": getattr(error, "code"),  # noqa: B009
-            "message": getattr(error, "message"),  # noqa: B009
-            "remedy": getattr(error, "remedy"),  # noqa: B009
-            "details": dict(getattr(error, "details", {})),
-        }
+    if isinstance(error, EngineError):
+        return {"code": error.code, "message": error.message, "remedy": error.remedy, "details": error.details}
     if isinstance(error, MemoryError):
         return {
             "code": "STAGE_MEMORY",

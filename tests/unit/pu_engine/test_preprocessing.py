@@ -1,0 +1,55 @@
+"""Pixels become exactly the tensor that the convention says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pu_engine.preprocessing import model_input
+from pu_engine.types import Preprocessing
+
+IMAGES = np.arange(2 * 3 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 3)
+
+
+def convention(**changes: object) -> Preprocessing:
+    values: dict[str, object] = {
+        "layout": "NCHW",
+        "channels": "RGB",
+        "scale": 1 / 255,
+        "mean": (0.485, 0.456, 0.406),
+        "std": (0.229, 0.224, 0.225),
+        "dtype": "float32",
+        "height": 3,
+        "width": 4,
+    }
+    return Preprocessing(**(values | changes))  # type: ignore[arg-type]
+
+
+def test_mean_and_std_apply_to_the_scaled_pixel() -> None:
+    pixel = IMAGES[1, 2, 3, 1]
+    value = model_input(IMAGES, convention())[1, 1, 2, 3]
+    assert value == pytest.approx((pixel / 255 - 0.456) / 0.224, rel=1e-5)
+
+
+def test_bgr_reverses_the_channels_before_the_means_are_taken() -> None:
+    value = model_input(IMAGES, convention(channels="BGR", scale=1.0, mean=(103.0, 116.0, 123.0), std=(1.0, 1.0, 1.0)))
+    assert value[0, 0, 0, 0] == pytest.approx(float(IMAGES[0, 0, 0, 2]) - 103.0)
+
+
+def test_nhwc_keeps_the_axes_and_flat_joins_them() -> None:
+    assert model_input(IMAGES, convention(layout="NHWC")).shape == (2, 3, 4, 3)
+    assert model_input(IMAGES, convention(layout="flat")).shape == (2, 36)
+
+
+def test_integer_inputs_are_rounded_and_clipped() -> None:
+    identity = {"scale": 1.0, "std": (1.0, 1.0, 1.0)}
+    plain = model_input(IMAGES, convention(dtype="uint8", mean=(0.0, 0.0, 0.0), layout="NHWC", **identity))
+    assert plain.dtype == np.uint8
+    assert (plain == IMAGES).all()
+    shifted = model_input(np.full((1, 3, 4, 3), 255, np.uint8), convention(dtype="int8", mean=(0.0,) * 3, **identity))
+    assert int(shifted.max()) == 127
+
+
+def test_images_of_another_size_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"images are \(3, 4, 3\), the model takes \(8, 8, 3\)"):
+        model_input(IMAGES, convention(height=8, width=8))
