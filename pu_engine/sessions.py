@@ -8,9 +8,9 @@ from pathlib import Path
 # Read at import; the Linux wheels otherwise write a device id.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-import onnxruntime as ort  # noqa: E402
+import onnxruntime as ort
 
-from pu_engine.errors import EngineError  # noqa: E402
+from pu_engine.errors import EngineError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 SEVERITY_ERROR = 3
