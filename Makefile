@@ -13,8 +13,8 @@ setup: $(STAMP)
 # torch first and pinned: a range would take the newest build with its CUDA packages.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[cpu,rtx,dev]"
+	$(BIN)/python -m pip install -qq -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -qq -c constraints.txt -e ".[cpu,rtx,dev]"
 	touch $@
 
 demo: $(STAMP)
@@ -40,7 +40,7 @@ bench: $(STAMP)
 # Generated with an old compiler, so that every runtime that Punnet accepts can read the stubs.
 $(PROTO_VENV)/.installed:
 	$(PYTHON) -m venv $(PROTO_VENV)
-	$(PROTO_VENV)/bin/python -m pip install --quiet grpcio-tools==1.76.0 mypy-protobuf==5.1.0
+	$(PROTO_VENV)/bin/python -m pip install -qq grpcio-tools==1.76.0 mypy-protobuf==5.1.0
 	touch $@
 
 proto: $(PROTO_VENV)/.installed
