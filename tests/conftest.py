@@ -112,7 +112,7 @@ def write_teacher(path: Path, generator: np.random.Generator) -> None:
     for step in range(120):
         rows = torch.arange(step * 128, step * 128 + 128) % len(inputs)
         optimiser.zero_grad()
-        nn.functional.cross_entropy(model(inputs[rows]), targets[rows]).backward()
+        torch.autograd.backward(nn.functional.cross_entropy(model(inputs[rows]), targets[rows]))
         optimiser.step()
     path.write_bytes(convolutional_onnx({name: value.detach().numpy() for name, value in model.state_dict().items()}))
 
