@@ -1,0 +1,141 @@
+"""Scores of an image's content, from what the teacher says of it and from where its features lie.
+
+Higher is more like the labelled images. Statistics of the pool are summed shard by shard in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+
+# algorithms measured with these: a pooled covariance of few labelled images needs much, that of a pool little.
+WITHIN_SHRINKAGE = 0.1
+BACKGROUND_RIDGE = 0.001
+# Features that are all equal still need a covariance that can be inverted.
+LEAST_VARIANCE = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gaussians:
+    """Means [C, D] with one shared covariance as a whitening matrix [D, D]: d2 = |whitening (x - mean)|^2."""
+
+    means: Matrix
+    whitening: Matrix
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moments:
+    """Count, mean [D] and covariance [D, D] (divided by the count) of a stream of rows."""
+
+    count: int
+    mean: Vector
+    covariance: Matrix
+
+
+def energy(logits: NDArray[np.floating]) -> Vector:
+    """logsumexp of the logits' mean over the views, [n, V, K] -> [n]."""
+    mean = logits.mean(axis=1, dtype=np.float64)
+    top = mean.max(axis=1, keepdims=True)
+    return np.asarray(top[:, 0] + np.log(np.exp(mean - top).sum(axis=1)), dtype=np.float64)
+
+
+def confidence(logits: NDArray[np.floating]) -> Vector:
+    """Largest softmax probability of the logits' mean over the views, [n, V, K] -> [n]."""
+    mean = logits.mean(axis=1, dtype=np.float64)
+    return np.asarray(np.exp(mean.max(axis=1) - energy(logits)), dtype=np.float64)
+
+
+def moments(chunks: Iterable[NDArray[np.floating]]) -> Moments:
+    """Moments of all rows of the chunks [n, D]; each chunk is centred on its own mean before it is squared.
+
+    Source: Chan, Golub, LeVeque 1983 (pairwise update).
+
+    Raises:
+        ValueError: no rows at all.
+    """
+    count, mean, scatter = 0, np.zeros(0), np.zeros((0, 0))
+    for chunk in chunks:
+        rows = chunk.astype(np.float64)
+        if not len(rows):
+            continue
+        chunk_mean = rows.mean(axis=0)
+        rows -= chunk_mean
+        if not count:
+            count, mean, scatter = len(rows), chunk_mean, rows.T @ rows
+            continue
+        shift = chunk_mean - mean
+        merged = count + len(rows)
+        scatter += rows.T @ rows
+        scatter += np.outer(shift, shift) * (count * len(rows) / merged)
+        mean = mean + shift * (len(rows) / merged)
+        count = merged
+    if not count:
+        raise ValueError("moments need at least one row")
+    return Moments(count=count, mean=mean, covariance=scatter / count)
+
+
+def class_gaussians(features: NDArray[np.floating], classes: NDArray[np.integer]) -> Gaussians:
+    """A mean for each class present, and the pooled within-class covariance S shrunk to .9 S + .1 (tr S / D) I.
+
+    Args:
+        features: of the labelled images, [P, D].
+        classes: class of each, [P].
+    """
+    rows = features.astype(np.float64)
+    present, place = np.unique(classes, return_inverse=True)
+    means = np.stack([rows[place == k].mean(axis=0) for k in range(present.size)])
+    centred = rows - means[place]
+    covariance = centred.T @ centred / len(rows)
+    shrunk = (1.0 - WITHIN_SHRINKAGE) * covariance + WITHIN_SHRINKAGE * _mean_variance(covariance) * np.eye(
+        rows.shape[1]
+    )
+    return Gaussians(means=means, whitening=_whitening(shrunk))
+
+
+def background_gaussian(pool: Moments) -> Gaussians:
+    """The pool as one Gaussian, its covariance S raised to S + .001 (tr S / D) I."""
+    ridge = BACKGROUND_RIDGE * _mean_variance(pool.covariance) * np.eye(pool.mean.size)
+    return Gaussians(means=pool.mean[None], whitening=_whitening(pool.covariance + ridge))
+
+
+def squared_distance(features: NDArray[np.floating], gaussians: Gaussians) -> Vector:
+    """Squared Mahalanobis distance to the nearest mean, [n, D] -> [n]."""
+    centre = gaussians.means.mean(axis=0)
+    rows = (features.astype(np.float64) - centre) @ gaussians.whitening.T
+    means = (gaussians.means - centre) @ gaussians.whitening.T
+    squares = np.einsum("nd,nd->n", rows, rows)[:, None] - 2.0 * rows @ means.T + np.einsum("cd,cd->c", means, means)
+    return np.asarray(np.maximum(squares.min(axis=1), 0.0), dtype=np.float64)
+
+
+def relative_mahalanobis(features: NDArray[np.floating], classes: Gaussians, background: Gaussians) -> Vector:
+    """Squared distance to the pool minus that to the nearest class, [n, D] -> [n].
+
+    Source: Ren et al. 2021, with the pool as background.
+    """
+    return squared_distance(features, background) - squared_distance(features, classes)
+
+
+def ranks(score: Vector) -> Vector:
+    """Rank of each score in (0, 1], equal scores sharing their mean rank, [N]."""
+    _, place, count = np.unique(score, return_inverse=True, return_counts=True)
+    last = np.cumsum(count)
+    return np.asarray((last - (count - 1) / 2.0)[place] / max(score.size, 1), dtype=np.float64)
+
+
+def rank_sum(*scores: Vector) -> Vector:
+    """Sum of the ranks of several scores of the same images, [N]: no scale of theirs matters."""
+    return np.asarray(sum(ranks(score) for score in scores), dtype=np.float64)
+
+
+def _mean_variance(covariance: Matrix) -> float:
+    return max(float(np.trace(covariance) / covariance.shape[0]), LEAST_VARIANCE)
+
+
+def _whitening(covariance: Matrix) -> Matrix:
+    return np.asarray(np.linalg.inv(np.linalg.cholesky(covariance)), dtype=np.float64)
