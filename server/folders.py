@@ -1,0 +1,80 @@
+"""Where things lie below the data folder, and how they are written so that a crash leaves no half."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class DataFolder:
+    """One server's data folder."""
+
+    root: Path
+
+    @property
+    def database(self) -> Path:
+        return self.root / "punnet.sqlite3"
+
+    def blobs(self, tenant: str) -> Path:
+        return self.root / "blobs" / tenant
+
+    def pool(self, tenant: str, name: str) -> Path:
+        return self.root / "pools" / tenant / name
+
+    def stage(self, tenant: str, key: str) -> Path:
+        return self.root / "stages" / tenant / key
+
+    def job(self, tenant: str, job_id: str) -> Path:
+        return self.root / "jobs" / tenant / job_id
+
+    def relative(self, path: Path) -> str:
+        """The form in which the database holds a path: the folder can be moved."""
+        return path.relative_to(self.root).as_posix()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file so that a crash leaves the old one or the new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(json.dumps(value, allow_nan=False).encode())
+        file.flush()
+        os.fsync(descriptor)
+    os.replace(partial, path)
+    fsync_folder(path.parent)
+
+
+def fsync_folder(path: Path) -> None:
+    """Make renames in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder that may be gone already."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path)
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """Bytes of a regular file that a child wrote; it is not trusted to be small, or a file at all.
+
+    Raises:
+        OSError: missing, a link, not a regular file, or larger than `limit`.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(f"{path.name} is larger than {limit} bytes")
+    return data
