@@ -1,0 +1,161 @@
+"""Plots of the report as SVG text: the same numbers give the same bytes.
+
+Text and axes are drawn in `currentColor`, so that a plot follows the page from light to dark and to paper.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from pu_engine.types import Latency
+
+INK = "#010203"  # stands for currentColor until the SVG is text
+TAKEN = "#2f7ed8"
+LEFT = "#9aa5b1"
+MARK = "#d9480f"
+SIZE_INCHES = (6.4, 2.7)
+BINS = 60
+NAMED_CLASSES = 40  # more don't fit an axis; the counts are then drawn sorted and without names
+LABEL_CHARACTERS = 18
+STYLE: Any = {  # matplotlib types its settings as a Literal of all names
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a class may be called "$x"
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+
+
+def score_histogram(scores: NDArray[np.floating], picked: NDArray[np.bool_], threshold: float, name: str) -> str:
+    """Scores of the pool, picked and not, with the lowest picked score marked.
+
+    Args:
+        scores: [N], N >= 1, finite.
+        picked: [N].
+        name: of the score, for the axis.
+    """
+    edges = np.histogram_bin_edges(scores, BINS)
+    with mpl.rc_context(STYLE):
+        figure, axes = _canvas()
+        axes.hist([scores[picked], scores[~picked]], edges.tolist(), stacked=True, color=[TAKEN, LEFT])
+        axes.axvline(threshold, color=MARK, linewidth=1.4, linestyle="--")
+        axes.set_xlabel(f"score ({name})")
+        axes.set_ylabel("pool images")
+        handles = [mpl.patches.Patch(color=TAKEN), mpl.patches.Patch(color=LEFT), mpl.lines.Line2D([], [], color=MARK)]
+        taken = int(picked.sum())
+        _legend(axes, handles, [f"picked ({taken:,})", f"not picked ({len(picked) - taken:,})", "lowest picked score"])
+        return _svg(figure, "scores", "Histogram of the pool's scores")
+
+
+def class_bars(names: Sequence[str], picked: Sequence[int], available: Sequence[int]) -> str:
+    """Picked images of each class before those the pool has of it; sorted and nameless for many classes."""
+    order = np.argsort(-np.asarray(picked), kind="stable") if len(names) > NAMED_CLASSES else np.arange(len(names))
+    positions = np.arange(len(names))
+    with mpl.rc_context(STYLE):
+        figure, axes = _canvas()
+        axes.bar(positions, np.asarray(available)[order], color=LEFT, width=0.85, label="in the pool")
+        axes.bar(positions, np.asarray(picked)[order], color=TAKEN, width=0.85, label="picked")
+        axes.set_ylabel("images")
+        if len(names) > NAMED_CLASSES:
+            axes.set_xlabel(f"{len(names):,} classes, by picked images")
+        else:
+            axes.set_xticks(positions, [_short(n) for n in names], rotation=45 if len(names) > 6 else 0, ha="right")
+        _legend(axes, *axes.get_legend_handles_labels())
+        return _svg(figure, "classes", "Images picked for each class")
+
+
+def training_curve(steps: Sequence[int], losses: Sequence[float], rates: Sequence[float]) -> str:
+    """Training loss over steps, with the learning rate behind it.
+
+    Args:
+        steps, losses, rates: one value a logged step, at least one.
+    """
+    with mpl.rc_context(STYLE):
+        figure, axes = _canvas()
+        axes.plot(steps, losses, color=TAKEN, linewidth=1.6)
+        axes.set_xlabel("step")
+        axes.set_ylabel("training loss", color=TAKEN)
+        axes.set_ylim(bottom=0)
+        if len(rates):
+            behind = axes.twinx()
+            behind.plot(steps, rates, color=MARK, linewidth=1.0, linestyle="--")
+            behind.set_ylabel("learning rate", color=MARK)
+            behind.set_ylim(bottom=0)
+            behind.spines["right"].set_visible(True)
+        return _svg(figure, "curve", "Training loss")
+
+
+def latency_bars(latencies: Sequence[Latency]) -> str:
+    """Median milliseconds an image, teacher and student, with the 90th percentile as a whisker."""
+    rows = list(reversed(latencies))
+    medians = [r.p50_ms / r.batch for r in rows]
+    whiskers = [[0.0] * len(rows), [max(0.0, r.p90_ms - r.p50_ms) / r.batch for r in rows]]
+    with mpl.rc_context(STYLE):
+        figure, axes = _canvas(height=0.9 + 0.34 * len(rows))
+        colours = [LEFT if r.subject == "teacher" else TAKEN for r in rows]
+        axes.barh(range(len(rows)), medians, xerr=whiskers, color=colours, ecolor=MARK, height=0.7)
+        axes.set_yticks(range(len(rows)), [f"{r.subject}, batch {r.batch}, {_threads(r.threads)}" for r in rows])
+        for position, (median, high) in enumerate(zip(medians, whiskers[1], strict=True)):
+            axes.annotate(
+                f"{median:.3g} ms", (median + high, position), (4, 0), textcoords="offset points", va="center"
+            )
+        axes.set_xlabel("milliseconds an image, median and 90th percentile")
+        axes.margins(x=0.18)
+        axes.set_xlim(left=0)
+        return _svg(figure, "latency", "Latency of teacher and student")
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
+def _canvas(height: float = SIZE_INCHES[1]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(SIZE_INCHES[0], height), layout="constrained")
+    FigureCanvasSVG(figure)
+    figure.patch.set_alpha(0.0)
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0.0)
+    return figure, axes
+
+
+def _legend(axes: Axes, handles: Sequence[Artist], labels: Sequence[str]) -> None:
+    axes.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+
+
+def _short(name: str) -> str:
+    printable = "".join(c if c.isprintable() else "?" for c in name)
+    return printable if len(printable) <= LABEL_CHARACTERS else printable[: LABEL_CHARACTERS - 1] + "…"
+
+
+def _svg(figure: Figure, name: str, title: str) -> str:
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": name}), warnings.catch_warnings():
+        # The browser draws the text with its own fonts, so a glyph that matplotlib's font lacks is no loss.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r" id=\"[a-z_]+_\d+\"", "", text)  # group names repeat from plot to plot; nothing refers to them
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"(<svg [^>]*?)width=\"[^\"]+\"", r"\1", text, count=1)
+    text = re.sub(r"(<svg [^>]*?)height=\"[^\"]+\"", r"\1", text, count=1)
+    text = text.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)
+    return text.replace(INK, "currentColor")

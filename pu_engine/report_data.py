@@ -1,0 +1,202 @@
+"""What report.json holds: the finished stages' results as one JSON object."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pu_engine.jsonform import to_json
+from pu_engine.results import load, read_manifest
+from pu_engine.types import (
+    Latency,
+    Pool,
+    ReportInputs,
+    Scores,
+    Selection,
+    Student,
+    Teacher,
+    TrainingSet,
+    Variant,
+    Variants,
+    Verdicts,
+)
+
+STAGE_NAMES = ("intake", "scoring", "selection", "gathering", "distillation", "export", "verification")
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """Every earlier stage's result; `manifests` by stage name, in the order in which they ran."""
+
+    teacher: Teacher
+    scores: Scores
+    selection: Selection
+    training_set: TrainingSet
+    student: Student
+    variants: Variants
+    verdicts: Verdicts
+    pool: Pool
+    manifests: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """The teacher's and the student's median milliseconds for one image, batch and threads being equal."""
+
+    subject: str
+    batch: int
+    threads: int
+    teacher_ms: float
+    student_ms: float
+    factor: float
+
+
+def read_results(inputs: ReportInputs, pool: Pool) -> Results:
+    """The results in the folders of earlier stages."""
+    return Results(
+        teacher=load(Teacher, inputs.intake.path),
+        scores=load(Scores, inputs.scoring.path),
+        selection=load(Selection, inputs.selection.path),
+        training_set=load(TrainingSet, inputs.gathering.path),
+        student=load(Student, inputs.distillation.path),
+        variants=load(Variants, inputs.export.path),
+        verdicts=load(Verdicts, inputs.verification.path),
+        pool=pool,
+        manifests={name: read_manifest(Path(getattr(inputs, name).path)) for name in STAGE_NAMES},
+    )
+
+
+def withheld_variants(verdicts: Verdicts) -> frozenset[str]:
+    """Names of the variants that missed their gate."""
+    return frozenset(v.withheld for v in verdicts.verdicts if v.withheld)
+
+
+def passed_variants(results: Results) -> tuple[Variant, ...]:
+    """The variants to hand out."""
+    withheld = withheld_variants(results.verdicts)
+    return tuple(v for v in results.variants.variants if v.name not in withheld)
+
+
+def speed(latencies: Sequence[Latency], recommended: str) -> Speed | None:
+    """The student's speed beside the teacher's, at the smallest batch and fewest threads that both were timed at.
+
+    The student is the recommended variant, or the first other one where that was not timed here (an engine
+    for a device that this machine lacks); None where no two rows compare.
+    """
+    teacher = {(r.batch, r.threads): r for r in latencies if r.subject == "teacher"}
+    students = [r for r in latencies if r.subject != "teacher" and (r.batch, r.threads) in teacher]
+    if not students:
+        return None
+    subjects = list(dict.fromkeys(r.subject for r in students))
+    subject = recommended if recommended in subjects else subjects[0]
+    row = min((r for r in students if r.subject == subject), key=lambda r: (r.batch, r.threads))
+    before = teacher[row.batch, row.threads]
+    return Speed(
+        subject=subject,
+        batch=row.batch,
+        threads=row.threads,
+        teacher_ms=before.p50_ms / row.batch,
+        student_ms=row.p50_ms / row.batch,
+        factor=before.p50_ms / row.p50_ms,
+    )
+
+
+def report_json(results: Results) -> dict[str, Any]:
+    """The content of report.json."""
+    return {
+        "teacher": _teacher_json(results),
+        "student": _student_json(results),
+        "stages": {name: _stage_json(manifest) for name, manifest in results.manifests.items()},
+        "selection": _selection_json(results),
+        "verdicts": to_json(results.verdicts.verdicts),
+        "latencies": to_json(results.verdicts.latencies),
+        "variants": _variants_json(results),
+        "warnings": list(warnings_of(results)),
+        "conditions": conditions(results),
+    }
+
+
+def warnings_of(results: Results) -> tuple[str, ...]:
+    """Every stage's warnings, in the order of the stages, each once."""
+    sources = (results.teacher, results.selection, results.variants, results.verdicts)
+    return tuple(dict.fromkeys(text for source in sources for text in source.warnings))
+
+
+def conditions(results: Results) -> dict[str, Any]:
+    """Where the figures were measured; the provider is the one that scored the pool."""
+    return {
+        "cores": os.cpu_count(),
+        "cpu": cpu_model(),
+        "platform": platform.platform(),
+        "provider": results.scores.provider,
+        "engine": results.manifests["verification"]["engine"],
+        "versions": results.manifests["verification"]["versions"],
+    }
+
+
+def cpu_model() -> str:
+    """The processor's name as the kernel says it; the architecture where it does not."""
+    if CPU_INFO.exists():
+        for line in CPU_INFO.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.machine()
+
+
+def _teacher_json(results: Results) -> dict[str, Any]:
+    facts: dict[str, Any] = to_json(results.teacher)
+    name = facts.pop("display_name")
+    del facts["warnings"]
+    return {"name": name, **facts, "held_out_accuracy": results.verdicts.teacher_accuracy}
+
+
+def _student_json(results: Results) -> dict[str, Any]:
+    verdicts, spec = results.verdicts, results.student.spec
+    timed = speed(verdicts.latencies, verdicts.recommended)
+    return {
+        **to_json(spec),
+        "steps": results.student.steps,
+        "final_loss": results.student.final_loss,
+        "candidates": to_json(results.student.candidates),
+        "recommended": verdicts.recommended,
+        "accuracy": verdicts.student_accuracy,
+        "accuracy_low": verdicts.student_accuracy_low,
+        "accuracy_high": verdicts.student_accuracy_high,
+        "held_out": verdicts.held_out,
+        "agreement": verdicts.student_agreement,
+        "parameter_factor": results.teacher.parameters / spec.parameters,
+        "speed": None if timed is None else to_json(timed),
+    }
+
+
+def _stage_json(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: manifest[key] for key in ("seconds", "peak_memory_bytes", "versions")}
+
+
+def _selection_json(results: Results) -> dict[str, Any]:
+    facts: dict[str, Any] = to_json(results.selection)
+    del facts["warnings"]
+    matched = None
+    if results.scores.matched_quality is not None:
+        matched = {"quality": results.scores.matched_quality, "chroma": results.scores.matched_chroma}
+    return {
+        **facts,
+        "class_names": list(results.teacher.class_names),
+        "pool": results.pool.name,
+        "bad_images": results.pool.bad_images,
+        "matched": matched,
+    }
+
+
+def _variants_json(results: Results) -> list[dict[str, Any]]:
+    withheld = withheld_variants(results.verdicts)
+    return [
+        {**to_json(v), "withheld": v.name in withheld, "recommended": v.name == results.verdicts.recommended}
+        for v in results.variants.variants
+    ]
