@@ -1,0 +1,189 @@
+"""What a user states about a compression, as keywords, and the request that follows from it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypedDict, TypeVar
+
+from google.protobuf.message import Message
+
+from punnet.errors import InvalidRequest
+from punnet.v1 import catalogue_pb2, compression_pb2, options_pb2, pool_pb2
+
+_M = TypeVar("_M", bound=Message)
+
+
+class _Enum(Protocol):
+    def keys(self) -> list[str]: ...
+    def Value(self, name: str) -> Any: ...  # noqa: N802
+
+
+class InspectOptions(TypedDict, total=False):
+    """Keywords of `inspect`. What is left out is found out from the labelled images."""
+
+    layout: str  # nchw | nhwc | flat
+    channels: str  # rgb | bgr | gray
+    scale: float
+    mean: Sequence[float]
+    std: Sequence[float]
+    input_height: int
+    input_width: int
+    class_names: Sequence[str]
+    seed: int
+    request_id: str
+
+
+class CompressOptions(InspectOptions, total=False):
+    """Keywords of `compress` and `plan`. What is left out has the appliance's default."""
+
+    student: str
+    size: int
+    max_parameters: int
+    max_macs: int
+    max_latency_ms: float
+    score: str
+    rule: str
+    picks: int
+    threshold: float
+    prior: float
+    steps: int
+    batch_size: int
+    learning_rate: float
+    temperature: float
+    labelled_share: float
+    label_weight: float
+    class_weights: str
+    radius: float
+    targets: Sequence[str]
+    max_batch: int
+    validate_only: bool
+
+
+# Message -> its field -> keyword.
+_FIELDS: Mapping[type[Message], Mapping[str, str]] = {
+    options_pb2.Preprocessing: {
+        "layout": "layout",
+        "channels": "channels",
+        "scale": "scale",
+        "mean": "mean",
+        "std": "std",
+        "height": "input_height",
+        "width": "input_width",
+    },
+    options_pb2.StudentOptions: {
+        "name": "student",
+        "size": "size",
+        "max_parameters": "max_parameters",
+        "max_macs": "max_macs",
+        "max_latency_ms": "max_latency_ms",
+    },
+    options_pb2.SelectionOptions: {
+        "score": "score",
+        "rule": "rule",
+        "count": "picks",
+        "threshold": "threshold",
+        "prior": "prior",
+    },
+    options_pb2.DistillationOptions: {
+        "steps": "steps",
+        "batch_size": "batch_size",
+        "learning_rate": "learning_rate",
+        "temperature": "temperature",
+        "labelled_share": "labelled_share",
+        "label_weight": "label_weight",
+        "class_weights": "class_weights",
+        "radius": "radius",
+    },
+    options_pb2.ExportOptions: {"targets": "targets", "max_batch": "max_batch"},
+}
+# Keyword -> enum and the prefix of its values.
+_ENUMS: Mapping[str, tuple[_Enum, str]] = {
+    "layout": (options_pb2.Layout, "LAYOUT_"),
+    "channels": (options_pb2.ChannelOrder, "CHANNEL_ORDER_"),
+    "score": (options_pb2.Score, "SCORE_"),
+    "rule": (options_pb2.SelectionRule, "SELECTION_RULE_"),
+    "class_weights": (options_pb2.ClassWeights, "CLASS_WEIGHTS_"),
+}
+# Numbers for which 0 means something of its own; for the others the contract reads 0 as "left out".
+_ZERO_COUNTS = frozenset({"label_weight", "threshold", "seed"})
+
+
+def compress_request(pool: str, options: CompressOptions) -> compression_pb2.CompressRequest:
+    """The request of a compression or plan, but for its teacher and images.
+
+    Raises:
+        InvalidRequest: a keyword's value is not one of its names, or a 0 that would be read as left out.
+    """
+    return compression_pb2.CompressRequest(
+        request_id=options.get("request_id", "") or _request_id(),
+        pool=pool,
+        student=_group(options_pb2.StudentOptions, options),
+        preprocessing=_group(options_pb2.Preprocessing, options),
+        selection=_group(options_pb2.SelectionOptions, options),
+        distillation=_group(options_pb2.DistillationOptions, options),
+        export=_group(options_pb2.ExportOptions, options),
+        seed=options.get("seed", 0),
+        validate_only=options.get("validate_only", False),
+    )
+
+
+def inspect_request(options: InspectOptions) -> catalogue_pb2.InspectTeacherRequest:
+    """The request of an inspection, but for its teacher and images.
+
+    Raises:
+        InvalidRequest: as for `compress_request`.
+    """
+    return catalogue_pb2.InspectTeacherRequest(
+        request_id=options.get("request_id", "") or _request_id(),
+        preprocessing=_group(options_pb2.Preprocessing, options),
+        seed=options.get("seed", 0),
+    )
+
+
+def create_pool_request(name: str, tar_sha256: Sequence[str], request_id: str = "") -> pool_pb2.CreatePoolRequest:
+    """The request of an ingest."""
+    return pool_pb2.CreatePoolRequest(request_id=request_id or _request_id(), name=name, tar_sha256=tar_sha256)
+
+
+def names(keyword: str) -> list[str]:
+    """The names that an option with a fixed choice takes, for instance `balanced`."""
+    enum, prefix = _ENUMS[keyword]
+    return [key.removeprefix(prefix).lower() for key in enum.keys() if not key.endswith("_UNSPECIFIED")]  # noqa: SIM118
+
+
+def _group(message: type[_M], options: Mapping[str, Any]) -> _M:
+    stated = {field: keyword for field, keyword in _FIELDS[message].items() if keyword in options}
+    return message(**{field: _value(keyword, options[keyword]) for field, keyword in stated.items()})
+
+
+def _value(keyword: str, value: Any) -> Any:
+    if keyword in _ENUMS:
+        return _number(keyword, str(value))
+    if value == 0 and keyword not in _ZERO_COUNTS:
+        raise InvalidRequest(
+            f"{keyword} is 0.",
+            code="REQUEST_INVALID",
+            remedy=f"Give a {keyword} above 0, or leave it out for the default.",
+            details={"option": keyword},
+        )
+    return value
+
+
+def _number(keyword: str, name: str) -> int:
+    enum, prefix = _ENUMS[keyword]
+    accepted = names(keyword)
+    plain = name.lower().replace("-", "_")
+    if plain not in accepted:
+        raise InvalidRequest(
+            f"{keyword} {name!r} is not known.",
+            code="REQUEST_INVALID",
+            remedy=f"Take one of {', '.join(accepted)}.",
+            details={"option": keyword, "value": name},
+        )
+    return int(enum.Value(prefix + plain.upper()))
+
+
+def _request_id() -> str:
+    """An id of our own for a user who gave none: a call that is sent twice must not start two jobs."""
+    return secrets.token_hex(16)
