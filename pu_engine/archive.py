@@ -6,11 +6,14 @@ sizes that a header overrides (CVE-2025-8194 among others). Understood: v7, usta
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import BinaryIO, Protocol
 
 from pu_engine.errors import EngineError
+from pu_engine.types import File
 
 BLOCK = 512
 MAX_NAME_BYTES = 1024
@@ -53,6 +56,18 @@ class Member:
     data: bytes | None
 
 
+def read_tar(tar: File, limits: Limits) -> Iterator[Member]:
+    """`read_members` of a file whose sha256 is known; it is checked at the end.
+
+    Raises:
+        EngineError: ARCHIVE_REJECTED, as `read_members` does; DIGEST_MISMATCH.
+    """
+    with Path(tar.path).open("rb") as file:
+        stream = _HashingStream(file)
+        yield from read_members(stream, limits)
+    check_digest("a tar of images", stream.sha256(), tar.sha256)
+
+
 def read_members(stream: ByteStream, limits: Limits) -> Iterator[Member]:
     """Regular members in the order of the archive; directories are passed over.
 
@@ -86,9 +101,41 @@ def read_members(stream: ByteStream, limits: Limits) -> Iterator[Member]:
             yield Member(name=name, size=size, data=_read_padded(stream, name, size))
 
 
+def check_digest(what: str, actual: str, expected: str) -> None:
+    """Compare two sha256.
+
+    Raises:
+        EngineError: DIGEST_MISMATCH where they differ.
+    """
+    if actual != expected:
+        raise EngineError(
+            "DIGEST_MISMATCH",
+            f"The sha256 of {what} is {actual}, not {expected}.",
+            "Upload it again.",
+            actual=actual,
+            expected=expected,
+        )
+
+
 def rejected(message: str, **details: object) -> EngineError:
     """The error of an archive that is not taken."""
     return EngineError("ARCHIVE_REJECTED", message, "Pack plain files only, uncompressed: tar cf.", **details)
+
+
+class _HashingStream:
+    """Reads of a file, with the sha256 of all that was read."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+
+    def read(self, size: int, /) -> bytes:
+        data = self._file.read(size)
+        self._digest.update(data)
+        return data
+
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
 
 
 def _read_header(stream: ByteStream) -> tuple[str, int, bytes] | None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
-from pu_engine.archive import Limits, read_members, rejected
+from pu_engine.archive import Limits, check_digest, read_tar, rejected
 from pu_engine.errors import EngineError
 from pu_engine.images import MAX_BYTES
 from pu_engine.results import file_sha256
@@ -56,35 +54,14 @@ def read(images: LabelledImages) -> Iterator[LabelledImage]:
         raise EngineError("IMAGES_MISSING", "There are no labelled images.", "Give 20 to 100 images a class.")
 
 
-class _HashingStream:
-    """Reads of a file, with their sha256 so far."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._digest = hashlib.sha256()
-
-    def read(self, size: int, /) -> bytes:
-        data = self._file.read(size)
-        self._digest.update(data)
-        return data
-
-    def sha256(self) -> str:
-        return self._digest.hexdigest()
-
-
 def _read_tar(tar: File) -> Iterator[LabelledImage]:
-    with Path(tar.path).open("rb") as file:
-        stream = _HashingStream(file)
-        for member in read_members(stream, LIMITS):
-            label, _, name = member.name.partition("/")
-            if not name or "/" in name:
-                raise rejected(f"Member {member.name!r} is not <label>/<name>.", member=member.name)
-            if member.data is None:
-                raise rejected(
-                    f"Member {member.name!r} has {member.size} bytes; at most {MAX_BYTES}.", member=member.name
-                )
-            yield LabelledImage(key=member.name, label=_checked_label(label), data=member.data)
-        _check_digest("the labelled images' tar", stream.sha256(), tar.sha256)
+    for member in read_tar(tar, LIMITS):
+        label, _, name = member.name.partition("/")
+        if not name or "/" in name:
+            raise rejected(f"Member {member.name!r} is not <label>/<name>.", member=member.name)
+        if member.data is None:
+            raise rejected(f"Member {member.name!r} has {member.size} bytes; at most {MAX_BYTES}.", member=member.name)
+        yield LabelledImage(key=member.name, label=_checked_label(label), data=member.data)
 
 
 def _read_files(files: tuple[LabelledFile, ...]) -> Iterator[LabelledImage]:
@@ -107,7 +84,7 @@ def _read_files(files: tuple[LabelledFile, ...]) -> Iterator[LabelledImage]:
                 key=key,
                 limit=MAX_BYTES,
             )
-        _check_digest(f"labelled image {key!r}", file_sha256(path), file.image.sha256)
+        check_digest(f"labelled image {key!r}", file_sha256(path), file.image.sha256)
         yield LabelledImage(key=key, label=file.label, data=path.read_bytes())
 
 
@@ -119,14 +96,3 @@ def _checked_label(label: str) -> str:
             "Name each class with a short printable text.",
         )
     return label
-
-
-def _check_digest(what: str, actual: str, expected: str) -> None:
-    if actual != expected:
-        raise EngineError(
-            "DIGEST_MISMATCH",
-            f"The sha256 of {what} is {actual}, not {expected}.",
-            "Upload it again.",
-            actual=actual,
-            expected=expected,
-        )

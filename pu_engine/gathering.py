@@ -1,0 +1,151 @@
+"""Stage: the picked images, the labelled images and a parity set as frozen arrays at training size.
+
+Pixels come from the original bytes by the one resize kernel, targets from the teacher's scores.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pu_engine import labelled
+from pu_engine.array_file import ArrayWriter
+from pu_engine.errors import EngineError
+from pu_engine.images import Pixels, decode_resized
+from pu_engine.jsonform import from_json
+from pu_engine.pool import PoolReader, open_pool
+from pu_engine.prefetch import prefetched
+from pu_engine.preprocessing import image_channels
+from pu_engine.progress import Progress
+from pu_engine.results import load, write_atomic
+from pu_engine.scoring import LABELLED, batches, logits_path
+from pu_engine.types import GatheringInputs, LabelledEntry, LabelledImages, Scores, Teacher, TrainingSet
+
+PARITY_IMAGES = 256
+BATCH_IMAGES = 64
+
+
+def run(inputs: GatheringInputs, out: Path, progress: Progress) -> TrainingSet:
+    """Write the four parts; a repeated run overwrites them with the same bytes.
+
+    Raises:
+        EngineError: POOL_INVALID, IMAGE_REJECTED, and STAGE_PROTOCOL where the stages' rows do not fit together.
+    """
+    teacher = load(Teacher, inputs.intake.path)
+    pool = open_pool(inputs.pool)
+    scoring = Path(inputs.scoring.path)
+    size = inputs.size or max(teacher.preprocessing.height, teacher.preprocessing.width)
+    channels = image_channels(teacher.preprocessing)
+    entries = _labelled_entries(Path(inputs.intake.path))
+    picked = _picked_rows(Path(inputs.selection.path) / "selection.parquet", pool)
+    parity = parity_rows(picked, pool.pool.images, inputs.seed)
+    total = len(entries) + picked.size + parity.size
+    writer = _PartWriter(out, (size, size, channels), workers=inputs.threads, total=total, progress=progress)
+
+    for part, rows in (("picked", picked), ("parity", parity)):
+        writer.write(part, rows.size, (data for _, data in pool.read(rows)))
+        np.save(out / f"{part}.targets.npy", _pool_logits(scoring, pool, rows, teacher.classes))
+    write_atomic(out / "picked.keys.json", json.dumps([pool.keys[row] for row in picked], indent=0).encode())
+
+    logits = np.load(logits_path(scoring, LABELLED), mmap_mode="r")
+    if len(logits) != len(entries):
+        raise _mismatch(f"{len(logits)} labelled images were scored, {len(entries)} were read by intake")
+    for part, held_out in (("labelled", False), ("held_out", True)):
+        kept = np.array([i for i, entry in enumerate(entries) if entry.held_out == held_out], np.int64)
+        writer.write(part, kept.size, _labelled_data(inputs.images, entries, held_out))
+        np.save(out / f"{part}.targets.npy", np.asarray(logits[kept]))
+        np.save(out / f"{part}.labels.npy", np.array([entries[i].index for i in kept], np.int64))
+    held_out_count = sum(entry.held_out for entry in entries)
+    return TrainingSet(
+        size=size,
+        channels=channels,
+        classes=teacher.classes,
+        labelled=len(entries) - held_out_count,
+        picked=picked.size,
+        held_out=held_out_count,
+        parity=parity.size,
+    )
+
+
+def parity_rows(picked: NDArray[np.int64], pool_images: int, seed: int) -> NDArray[np.int64]:
+    """Up to 256 pool rows drawn by seed, ascending: unpicked ones, filled up with picked ones where they run out.
+
+    Args:
+        picked: [n] rows of the selection.
+        pool_images: rows of the pool.
+    """
+    generator = np.random.default_rng(seed)
+    unpicked = np.setdiff1d(np.arange(pool_images), picked)
+    drawn = generator.permutation(unpicked)[:PARITY_IMAGES]
+    filling = generator.permutation(picked)[: PARITY_IMAGES - len(drawn)]
+    return np.sort(np.concatenate([drawn, filling])).astype(np.int64)
+
+
+class _PartWriter:
+    """Writes the images of one part after another, with one progress over all."""
+
+    def __init__(self, out: Path, shape: tuple[int, int, int], *, workers: int, total: int, progress: Progress) -> None:
+        self._out = out
+        self._shape = shape
+        self._workers = workers
+        self._progress = progress
+        self._done, self._total = 0, total
+
+    def write(self, part: str, count: int, data: Iterator[bytes]) -> None:
+        """Decode `count` images into `<part>.images.npy`, [count, size, size, channels] uint8."""
+        with ArrayWriter(self._out / f"{part}.images.npy", (count, *self._shape), np.uint8) as file:
+            for images in prefetched(self._decode, batches(data, BATCH_IMAGES), self._workers):
+                file.append(images)
+                self._done += len(images)
+                self._progress.update(self._done, self._total, "images")
+
+    def _decode(self, batch: list[bytes]) -> Pixels:
+        return np.stack([decode_resized(data, *self._shape) for data in batch])
+
+
+def _labelled_entries(intake: Path) -> tuple[LabelledEntry, ...]:
+    rows = json.loads((intake / "labelled.json").read_text())
+    return tuple(from_json(LabelledEntry, row) for row in rows)
+
+
+def _labelled_data(images: LabelledImages, entries: tuple[LabelledEntry, ...], held_out: bool) -> Iterator[bytes]:
+    """Bytes of the labelled images on one side of the split, in reading order."""
+    for image, entry in zip(labelled.read(images), entries, strict=True):
+        if image.key != entry.key:
+            raise _mismatch(f"labelled image {image.key!r} comes where intake read {entry.key!r}")
+        if entry.held_out == held_out:
+            yield image.data
+
+
+def _picked_rows(path: Path, pool: PoolReader) -> NDArray[np.int64]:
+    """Rows of the pool that the selection picked, ascending."""
+    table = pq.read_table(path, columns=["key", "picked"])
+    if tuple(table["key"].to_pylist()) != pool.keys:
+        raise _mismatch("the selection's keys are not the pool's")
+    return np.flatnonzero(table["picked"].to_numpy()).astype(np.int64)
+
+
+def _pool_logits(scoring: Path, pool: PoolReader, rows: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
+    """The teacher's logits [n, 2, K] of ascending pool rows."""
+    if load(Scores, scoring).images != pool.pool.images:
+        raise _mismatch("the scores are of another pool")
+    found = [np.empty((0, 2, classes), np.float32)]
+    for shard in pool.pool.shards:
+        span = pool.rows(shard.name)
+        inside = rows[(rows >= span.start) & (rows < span.stop)]
+        if inside.size:
+            found.append(np.load(logits_path(scoring, shard.name), mmap_mode="r")[inside - span.start])
+    return np.concatenate(found)
+
+
+def _mismatch(message: str) -> EngineError:
+    return EngineError(
+        "STAGE_PROTOCOL",
+        f"Stages do not fit together: {message}.",
+        "Run the job again from intake.",
+    )

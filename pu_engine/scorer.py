@@ -1,0 +1,113 @@
+"""The teacher on a batch of images: logits of image and mirror, features of each view."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from pu_engine.errors import EngineError
+from pu_engine.images import decode_resized, reencode
+from pu_engine.preprocessing import image_channels, model_input
+from pu_engine.results import load
+from pu_engine.sessions import open_session
+from pu_engine.types import Folder, Teacher
+
+TAPPED_MODEL = "tapped.onnx"
+INPUT, LOGITS = "input", "logits"
+# Small batches stay in the cache and keep the memory of large images flat; the figure is a constant of the
+# teacher's size, so that the same images always share a batch.
+BATCH_PIXELS = 64 * 32 * 32
+SMALLEST_BATCH, LARGEST_BATCH = 4, 256
+LARGEST_FEATURE = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatchedJpeg:
+    """Quality and chroma that the labelled images have come through."""
+
+    quality: int
+    chroma: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scorer:
+    """A teacher's session with the views that it scores; `score` may be called from several threads."""
+
+    teacher: Teacher
+    session: ort.InferenceSession
+    matched: MatchedJpeg | None
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Names of the feature views."""
+        return ("clean",) if self.matched is None else ("clean", "matched")
+
+    @property
+    def width(self) -> int:
+        """Columns of the features: all taps."""
+        return sum(tap.width for tap in self.teacher.taps)
+
+    @property
+    def batch(self) -> int:
+        """Images to score at once."""
+        size = self.teacher.preprocessing
+        fitting = BATCH_PIXELS // (size.height * size.width)
+        return self.teacher.batch or min(max(fitting, SMALLEST_BATCH), LARGEST_BATCH)
+
+    def score(self, images: list[bytes], *, labelled: bool) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
+        """Score up to `batch` encoded images.
+
+        Args:
+            labelled: these images show the matched view themselves.
+
+        Returns:
+            Logits [n, 2, K] float32 of image and mirror; features [n, V, D] float16, beyond its range clipped.
+
+        Raises:
+            EngineError: IMAGE_REJECTED, MODEL_NONFINITE.
+        """
+        size = self.teacher.preprocessing
+        channels = image_channels(size)
+        clean = np.stack([decode_resized(data, size.height, size.width, channels) for data in images])
+        logits, features = self._run(clean)
+        mirrored, _ = self._run(clean[:, :, ::-1])
+        views = [features]
+        if self.matched is not None and labelled:
+            views.append(features)
+        elif self.matched is not None:
+            quality, chroma = self.matched.quality, self.matched.chroma
+            views.append(self._run(np.stack([reencode(image, quality, chroma) for image in clean]))[1])
+        return np.stack([logits, mirrored], axis=1), np.stack(views, axis=1)
+
+    def _run(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
+        """Logits [n, K] and features [n, D] of [n, H, W, C] pixels."""
+        count = len(pixels)
+        if self.teacher.batch is not None and count < self.teacher.batch:
+            padding = np.zeros((self.teacher.batch - count, *pixels.shape[1:]), np.uint8)
+            pixels = np.concatenate([pixels, padding])
+        names = [LOGITS, *(tap.name for tap in self.teacher.taps)]
+        outputs = self.session.run(names, {INPUT: model_input(pixels, self.teacher.preprocessing)})
+        logits, *taps = [np.asarray(output, np.float32)[:count] for output in outputs]
+        features = np.concatenate([np.empty((count, 0), np.float32), *taps], axis=1)
+        if not (np.isfinite(logits).all() and np.isfinite(features).all()):
+            raise EngineError(
+                "MODEL_NONFINITE",
+                "The teacher gives infinite values or NaN for some images.",
+                "Check the model's weights; models in half precision may overflow.",
+            )
+        return logits, features.clip(-LARGEST_FEATURE, LARGEST_FEATURE).astype(np.float16)
+
+
+def open_scorer(intake: Folder, provider: str, matched: MatchedJpeg | None) -> Scorer:
+    """A scorer of an intake's teacher.
+
+    The session has one thread: workers call it side by side, so that nothing waits within an operator and
+    results do not depend on the number of workers. Constants are not folded, for the model is a stranger's.
+    """
+    path = Path(intake.path)
+    session = open_session(path / TAPPED_MODEL, threads=1, provider=provider, fold_constants=False)
+    return Scorer(teacher=load(Teacher, path), session=session, matched=matched)

@@ -1,0 +1,137 @@
+"""Stage: the teacher on every pool image and labelled image, shard by shard.
+
+The clean view gives logits and features; the matched view (the image as the labelled images' JPEG would show it)
+gives features only, because it ruins the teacher's own scores. A shard whose files are whole is not scored again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from statistics import median_low
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pu_engine import labelled
+from pu_engine.array_file import ArrayWriter, is_whole
+from pu_engine.images import jpeg_quality
+from pu_engine.pool import open_pool
+from pu_engine.prefetch import prefetched
+from pu_engine.progress import Progress
+from pu_engine.scorer import MatchedJpeg, Scorer, open_scorer
+from pu_engine.types import LabelledImages, Scores, ScoringInputs
+
+LABELLED = "labelled"
+T = TypeVar("T")
+
+
+def run(inputs: ScoringInputs, out: Path, progress: Progress) -> Scores:
+    """Score the labelled images, then the pool's shards in order.
+
+    Raises:
+        EngineError: POOL_INVALID, IMAGE_REJECTED, MODEL_NONFINITE, STAGE_PROTOCOL.
+    """
+    pool = open_pool(inputs.pool)
+    count, matched = survey(inputs.images)
+    scorer = open_scorer(inputs.intake, inputs.provider, matched)
+    done, total = 0, count + pool.pool.images
+    scored, started = 0, time.monotonic()
+    parts = [(LABELLED, count)] + [(shard.name, shard.entries) for shard in pool.pool.shards]
+    for name, rows in parts:
+        if _is_scored(out, name, rows, scorer):
+            done += rows
+            continue
+        if name == LABELLED:
+            images: Iterator[bytes] = (image.data for image in labelled.read(inputs.images))
+        else:
+            images = (data for _, _, data in pool.scan(name))
+        for finished in _score_part(out, name, rows, images, scorer=scorer, workers=inputs.threads):
+            scored += finished
+            done += finished
+            progress.update(done, total, "images")
+    progress.update(total, total, "images")
+    seconds = time.monotonic() - started
+    return Scores(
+        shards=tuple(shard.name for shard in pool.pool.shards),
+        images=pool.pool.images,
+        labelled=count,
+        classes=scorer.teacher.classes,
+        views=scorer.views,
+        taps=scorer.teacher.taps,
+        provider=inputs.provider,
+        images_per_second=scored / seconds if scored else 0.0,
+        matched_quality=matched.quality if matched else None,
+        matched_chroma=matched.chroma if matched else None,
+    )
+
+
+def survey(images: LabelledImages) -> tuple[int, MatchedJpeg | None]:
+    """How many labelled images there are, and their usual JPEG where most are JPEG (median quality, commonest chroma).
+
+    Raises:
+        EngineError: as `labelled.read` and `images.jpeg_quality`.
+    """
+    count, found = 0, []
+    for image in labelled.read(images):
+        count += 1
+        quality = jpeg_quality(image.data)
+        if quality is not None:
+            found.append(quality)
+    if 2 * len(found) <= count:
+        return count, None
+    chromas = Counter(chroma for _, chroma in found)
+    commonest = min(chromas, key=lambda chroma: (-chromas[chroma], chroma))
+    return count, MatchedJpeg(quality=median_low([quality for quality, _ in found]), chroma=commonest)
+
+
+def logits_path(folder: Path, name: str) -> Path:
+    """`<name>.logits.npy` of a finished scoring."""
+    return folder / f"{name}.logits.npy"
+
+
+def features_path(folder: Path, name: str) -> Path:
+    """`<name>.features.npy` of a finished scoring."""
+    return folder / f"{name}.features.npy"
+
+
+def _shapes(rows: int, scorer: Scorer) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Shapes of one part's logits and features."""
+    return (rows, 2, scorer.teacher.classes), (rows, len(scorer.views), scorer.width)
+
+
+def _is_scored(out: Path, name: str, rows: int, scorer: Scorer) -> bool:
+    logits, features = _shapes(rows, scorer)
+    return is_whole(logits_path(out, name), logits, np.float32) and is_whole(
+        features_path(out, name), features, np.float16
+    )
+
+
+def _score_part(
+    out: Path, name: str, rows: int, images: Iterator[bytes], *, scorer: Scorer, workers: int
+) -> Iterator[int]:
+    """Write one part's files, and say after each batch how many images it had."""
+    logits_shape, features_shape = _shapes(rows, scorer)
+
+    def score(batch: list[bytes]) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
+        return scorer.score(batch, labelled=name == LABELLED)
+
+    with (
+        ArrayWriter(logits_path(out, name), logits_shape, np.float32) as logits_file,
+        ArrayWriter(features_path(out, name), features_shape, np.float16) as features_file,
+    ):
+        for logits, features in prefetched(score, batches(images, scorer.batch), workers):
+            logits_file.append(logits)
+            features_file.append(features)
+            yield len(logits)
+
+
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items in order; the last one may be shorter."""
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
