@@ -82,11 +82,12 @@ def class_bars(names: Sequence[str], picked: Sequence[int], available: Sequence[
         return _svg(figure, "classes", "Images picked for each class")
 
 
-def training_curve(steps: Sequence[int], losses: Sequence[float], rates: Sequence[float]) -> str:
-    """Training loss over steps, with the learning rate behind it.
+def training_curve(steps: Sequence[float], losses: Sequence[float], agreements: Sequence[tuple[float, float]]) -> str:
+    """Training loss over steps, with the agreement on the held-out images where it was measured.
 
     Args:
-        steps, losses, rates: one value a logged step, at least one.
+        steps, losses: one value a row of the curve, at least one.
+        agreements: (step, share of equal answers).
     """
     with mpl.rc_context(STYLE):
         figure, axes = _canvas()
@@ -94,12 +95,12 @@ def training_curve(steps: Sequence[int], losses: Sequence[float], rates: Sequenc
         axes.set_xlabel("step")
         axes.set_ylabel("training loss", color=TAKEN)
         axes.set_ylim(bottom=0)
-        if len(rates):
-            behind = axes.twinx()
-            behind.plot(steps, rates, color=MARK, linewidth=1.0, linestyle="--")
-            behind.set_ylabel("learning rate", color=MARK)
-            behind.set_ylim(bottom=0)
-            behind.spines["right"].set_visible(True)
+        if agreements:
+            right = axes.twinx()
+            right.plot(*zip(*agreements, strict=True), color=MARK, linewidth=1.0, marker="o", markersize=3)
+            right.set_ylabel("held-out agreement", color=MARK)
+            right.set_ylim(0, 1)
+            right.spines["right"].set_visible(True)
         return _svg(figure, "curve", "Training loss")
 
 
@@ -153,7 +154,7 @@ def _svg(figure: Figure, name: str, title: str) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r" id=\"[a-z_]+_\d+\"", "", text)  # group names repeat from plot to plot; nothing refers to them
+    text = re.sub(r" id=\"[\w.]+_\d+\"", "", text)  # group names repeat from plot to plot; nothing refers to them
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"(<svg [^>]*?)width=\"[^\"]+\"", r"\1", text, count=1)
     text = re.sub(r"(<svg [^>]*?)height=\"[^\"]+\"", r"\1", text, count=1)

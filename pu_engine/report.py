@@ -1,0 +1,145 @@
+"""The last stage: every artifact of the job in one folder, with report.json and report.html beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pu_engine.images import decode
+from pu_engine.pool import PoolReader, open_pool
+from pu_engine.preprocessing import image_channels
+from pu_engine.progress import Progress
+from pu_engine.report_data import Results, passed_variants, read_results, report_json
+from pu_engine.report_page import ClassSamples, Download, device_words, render
+from pu_engine.report_samples import (
+    LABELLED,
+    ClassRows,
+    Picture,
+    SelectionRows,
+    class_rows,
+    picture,
+    shown_classes,
+    thumbnail,
+)
+from pu_engine.results import write_atomic
+from pu_engine.types import Report, ReportInputs
+
+STUDENT_FILES = ("student.safetensors", "student.json", "curve.jsonl")
+SELECTION_FILE = "selection.parquet"
+FONT_CACHE = ".matplotlib"
+
+
+def run(inputs: ReportInputs, out: Path, progress: Progress) -> Report:
+    """Copy what is handed out and write the report.
+
+    Withheld variants are named in the report and stay behind.
+
+    Raises:
+        EngineError: POOL_INVALID where the pool changed since it was scored.
+    """
+    pool = open_pool(inputs.pool)
+    results = read_results(inputs, pool.pool)
+    copied = copy_artifacts(inputs, results, out)
+    data = report_json(results)
+    write_atomic(out / "report.json", json.dumps(data, indent=1, allow_nan=False).encode())
+    rows = read_selection(Path(inputs.selection.path) / SELECTION_FILE)
+    samples = class_samples(results, rows, pool, Path(inputs.gathering.path))
+    plots = draw(results, rows, Path(inputs.distillation.path) / "curve.jsonl", out / FONT_CACHE)
+    page = render(data, downloads(results), samples, plots)
+    write_atomic(out / "report.html", page.encode())
+    progress.update(1, 1, "report")
+    return Report(artifacts=(*copied, "report.json", "report.html"))
+
+
+def copy_artifacts(inputs: ReportInputs, results: Results, out: Path) -> tuple[str, ...]:
+    """Copy the files of earlier stages that are handed out; their names in `out`."""
+    sources = {v.path: Path(inputs.export.path) / v.path for v in passed_variants(results)}
+    sources |= {name: Path(inputs.distillation.path) / name for name in STUDENT_FILES}
+    sources[SELECTION_FILE] = Path(inputs.selection.path) / SELECTION_FILE
+    for name, source in sources.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, out / name)
+    return tuple(sources)
+
+
+def read_selection(path: Path) -> SelectionRows:
+    """The columns of selection.parquet that the report shows."""
+    table = pq.read_table(path, columns=["score", "class", "probability", "picked", "why"])
+    return SelectionRows(
+        score=table["score"].to_numpy().astype(np.float64),
+        class_index=table["class"].to_numpy().astype(np.int64),
+        probability=table["probability"].to_numpy().astype(np.float64),
+        picked=table["picked"].to_numpy().astype(np.bool_),
+        why=table["why"].to_pylist(),
+    )
+
+
+def class_samples(results: Results, rows: SelectionRows, pool: PoolReader, gathering: Path) -> list[ClassSamples]:
+    """Pictures of each shown class: of the labelled images, and of the pool."""
+    chosen = [class_rows(rows, index) for index in shown_classes(results.selection.class_counts)]
+    wanted = sorted({row for c in chosen for row in (*c.best, *c.borderline, *c.rejected)})
+    channels = image_channels(results.teacher.preprocessing)
+    pictures = {row: picture(rows, row, decode(data, channels)) for row, data in pool.read(wanted)}
+    labelled = np.load(gathering / "labelled.images.npy", mmap_mode="r")
+    labels = np.load(gathering / "labelled.labels.npy")
+    return [
+        _class_samples(results, c, pictures, [labelled[i] for i in np.flatnonzero(labels == c.class_index)[:LABELLED]])
+        for c in chosen
+    ]
+
+
+def draw(results: Results, rows: SelectionRows, curve: Path, font_cache: Path) -> dict[str, str]:
+    """The report's plots by name, as SVG."""
+    # A confined child may write nowhere but here, and matplotlib wants to keep its list of fonts.
+    os.environ.setdefault("MPLCONFIGDIR", str(font_cache))
+    from pu_engine import plots
+
+    selection, names = results.selection, results.teacher.class_names
+    points = [json.loads(line) for line in curve.read_text().splitlines()]
+    agreements = [(p["step"], p["held_out_agreement"]) for p in points if "held_out_agreement" in p]
+    drawn = {
+        "scores": plots.score_histogram(rows.score, rows.picked, selection.threshold, selection.score),
+        "classes": plots.class_bars(names, selection.class_counts, selection.class_available),
+        "curve": plots.training_curve([p["step"] for p in points], [p["loss"] for p in points], agreements),
+        "latency": plots.latency_bars(results.verdicts.latencies),
+    }
+    shutil.rmtree(font_cache, ignore_errors=True)
+    return drawn
+
+
+def downloads(results: Results) -> list[Download]:
+    """Rows of the table of files: the models, the recommended one first."""
+    rows = [
+        Download(
+            path=v.path,
+            use=device_words(v.target, v.format, v.details),
+            precision=v.precision,
+            size=v.size,
+            sha256=v.sha256,
+            recommended=v.name == results.verdicts.recommended,
+        )
+        for v in passed_variants(results)
+    ]
+    return sorted(rows, key=lambda row: not row.recommended)
+
+
+def _class_samples(
+    results: Results, rows: ClassRows, pictures: Mapping[int, Picture], labelled: Sequence[Any]
+) -> ClassSamples:
+    index = rows.class_index
+    return ClassSamples(
+        name=results.teacher.class_names[index],
+        picked=results.selection.class_counts[index],
+        available=results.selection.class_available[index],
+        labelled=tuple(Picture(source=thumbnail(i), caption="labelled", title="") for i in labelled),
+        best=tuple(pictures[r] for r in rows.best),
+        borderline=tuple(pictures[r] for r in rows.borderline),
+        rejected=tuple(pictures[r] for r in rows.rejected),
+    )
