@@ -1,0 +1,31 @@
+"""How long an ONNX session takes on this machine."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from pu_engine.types import Latency
+
+MIN_RUNS, MAX_RUNS = 5, 50
+BUDGET_SECONDS = 2.0  # of one measurement, so that a slow teacher can't hold up the job
+
+
+def measure_latency(
+    session: ort.InferenceSession, images: NDArray[np.generic], *, subject: str, threads: int
+) -> Latency:
+    """Median and 90th percentile of repeated runs on one input tensor, after one that is not counted."""
+    feed = {session.get_inputs()[0].name: images}
+    session.run(None, feed)
+    taken: list[float] = []
+    while len(taken) < MIN_RUNS or (len(taken) < MAX_RUNS and sum(taken) < BUDGET_SECONDS):
+        started = time.perf_counter()
+        session.run(None, feed)
+        taken.append(time.perf_counter() - started)
+    p50, p90 = np.percentile(taken, [50, 90]) * 1000
+    return Latency(
+        subject=subject, batch=len(images), threads=threads, p50_ms=float(p50), p90_ms=float(p90), runs=len(taken)
+    )
