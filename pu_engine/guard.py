@@ -76,15 +76,20 @@ def canonical_bytes(model: Any) -> bytes:
     return data
 
 
+def too_large(actual: int, limit: int) -> EngineError:
+    """A file above the length cap; callers can ask the size before they read it."""
+    return EngineError(
+        "MODEL_TOO_LARGE",
+        f"The model has {actual} bytes; at most {limit} are taken.",
+        "Use a smaller teacher, or ask the operator to raise the limit.",
+        actual=actual,
+        limit=limit,
+    )
+
+
 def _check_format(data: bytes, max_bytes: int) -> None:
     if len(data) > max_bytes:
-        raise EngineError(
-            "MODEL_TOO_LARGE",
-            f"The model has {len(data)} bytes; at most {max_bytes} are taken.",
-            "Use a smaller teacher, or ask the operator to raise the limit.",
-            actual=len(data),
-            limit=max_bytes,
-        )
+        raise too_large(len(data), max_bytes)
     for offset, magic, name in FOREIGN_MAGIC:
         if data[offset : offset + len(magic)] == magic:
             raise EngineError(

@@ -1,0 +1,91 @@
+"""The labelled images that intake looks at: counted, split, and a few of them decoded."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pu_engine import held_out, images, labelled
+from pu_engine.errors import EngineError
+from pu_engine.types import LabelledImages
+
+FEW_IMAGES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Catalogue:
+    """All labelled images without their pixels, in reading order."""
+
+    keys: tuple[str, ...]
+    labels: tuple[str, ...]
+    held_out: tuple[bool, ...]
+    native: tuple[int, int]  # height and width that most images have
+    warnings: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Distinct labels, sorted."""
+        return tuple(sorted(set(self.labels)))
+
+
+def catalogue(source: LabelledImages, seed: int) -> Catalogue:
+    """Read the labelled images once and split them.
+
+    Raises:
+        EngineError: IMAGES_MISSING, IMAGES_ONE_CLASS, or what reading says of an image.
+    """
+    keys, names = [], []
+    sizes: Counter[tuple[int, int]] = Counter()
+    for item in labelled.read(source):
+        keys.append(item.key)
+        names.append(item.label)
+        sizes[images.dimensions(item.data)] += 1
+    counts = Counter(names)
+    if len(counts) < 2:
+        raise EngineError(
+            "IMAGES_ONE_CLASS",
+            f"All {len(names)} labelled images have the label {names[0]!r}; at least 2 classes are needed.",
+            "Give images of every class that the student shall tell apart.",
+            label=names[0],
+        )
+    few = [f"{name} ({count})" for name, count in sorted(counts.items()) if count < FEW_IMAGES]
+    warnings = [f"Fewer than {FEW_IMAGES} labelled images: {', '.join(few[:20])}."] if few else []
+    return Catalogue(
+        keys=tuple(keys),
+        labels=tuple(names),
+        held_out=tuple(held_out.split(names, seed)),
+        native=max(sizes, key=lambda size: (sizes[size], size)),
+        warnings=tuple(warnings),
+    )
+
+
+def choose(found: Catalogue, count: int, seed: int) -> list[int]:
+    """Up to `count` images that are not held out, evenly over the classes; a prefix is evenly spread as well."""
+    members: dict[str, list[int]] = defaultdict(list)
+    for index, (label, put_aside) in enumerate(zip(found.labels, found.held_out, strict=True)):
+        if not put_aside:
+            members[label].append(index)
+    generator = np.random.default_rng(seed)
+    shuffled = [
+        [members[label][int(p)] for p in generator.permutation(len(members[label]))] for label in sorted(members)
+    ]
+    rounds = [own[turn] for turn in range(max(map(len, shuffled))) for own in shuffled if turn < len(own)]
+    return rounds[:count]
+
+
+def decode(source: LabelledImages, chosen: Sequence[int], height: int, width: int, channels: int) -> NDArray[np.uint8]:
+    """[n, H, W, C] uint8 of the chosen images, in the order of `chosen`.
+
+    Raises:
+        EngineError: IMAGE_REJECTED.
+    """
+    place = {index: row for row, index in enumerate(chosen)}
+    pixels = np.zeros((len(chosen), height, width, channels), np.uint8)
+    for index, item in enumerate(labelled.read(source)):
+        if index in place:
+            pixels[place[index]] = images.decode_resized(item.data, height, width, channels)
+    return pixels
