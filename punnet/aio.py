@@ -18,8 +18,8 @@ from punnet.blobs import TransferProgress, download, upload_missing
 from punnet.connection import FIRST_PAUSE_SECONDS, RETRY_SECONDS, Connection, Patience
 from punnet.errors import make_error
 from punnet.errors_from_rpc import error_from_job
+from punnet.material import Teacher, gather_material
 from punnet.options import CompressOptions, InspectOptions, compress_request, create_pool_request, inspect_request
-from punnet.requests import Teacher, gather_material
 from punnet.transfer import blob_of
 from punnet.v1 import catalogue_pb2, compression_pb2, job_pb2, pool_pb2
 

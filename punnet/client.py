@@ -14,8 +14,8 @@ from punnet.archive import LabelledSource
 from punnet.blobs import TransferProgress
 from punnet.connection import RETRY_SECONDS
 from punnet.job import Job
+from punnet.material import Teacher
 from punnet.options import CompressOptions, InspectOptions
-from punnet.requests import Teacher
 from punnet.v1 import catalogue_pb2, compression_pb2, job_pb2, pool_pb2
 
 if TYPE_CHECKING:  # Unpack came with Python 3.11; the client runs on 3.10
@@ -130,12 +130,15 @@ class Client:
     def watch(self, job_id: str, *, after_seq: int = 0) -> Iterator[compression_pb2.WatchJobResponse]:
         """Snapshots, durable events without gaps, and ticks, to the job's end."""
         updates = self._client.watch(job_id, after_seq=after_seq)
+        one_at_a_time = asyncio.Lock()  # after Ctrl-C the step that it interrupted still ends before `end` may run
 
         async def following() -> compression_pb2.WatchJobResponse | None:
-            return await anext(updates, None)
+            async with one_at_a_time:
+                return await anext(updates, None)
 
         async def end() -> None:
-            await updates.aclose()
+            async with one_at_a_time:
+                await updates.aclose()
 
         try:
             while (update := self._run(following())) is not None:

@@ -1,0 +1,66 @@
+"""The command `punnet`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from punnet import __version__
+from punnet.cli_compress import compress, inspect, plan
+from punnet.cli_doctor import doctor
+from punnet.cli_jobs import cancel, delete, download, jobs, watch
+from punnet.cli_output import print_error
+from punnet.cli_pool import pool_app, students
+from punnet.errors import PunnetError, ServerUnavailable, exit_status
+from punnet.private_server import data_folder, missing_packages
+
+HELP = "Compress an ONNX image classifier into a small verified student, with few labels and an unlabelled pool."
+
+app = typer.Typer(name="punnet", help=HELP, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.command()(compress)
+app.command()(plan)
+app.command()(inspect)
+app.command()(jobs)
+app.command()(watch)
+app.command()(cancel)
+app.command()(download)
+app.command()(delete)
+app.add_typer(pool_app, name="pool")
+app.command()(students)
+app.command()(doctor)
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(ctx: typer.Context) -> None:
+    """Serve in the foreground; takes the options of `python -m server`, see `punnet serve --help`."""
+    missing = missing_packages()
+    if missing:
+        raise ServerUnavailable(
+            f"This Python lacks {', '.join(missing)}.",
+            code="SERVER_START_FAILED",
+            remedy="Install the appliance with `pip install 'punnet[cpu]'`.",
+        )
+    folder = [] if any(arg.split("=")[0] == "--data" for arg in ctx.args) else ["--data", str(data_folder())]
+    os.execv(sys.executable, [sys.executable, "-I", "-m", "server", *folder, *ctx.args])
+
+
+def main() -> NoReturn:
+    """The console script: errors as text, remedy and code; the exit status of the error table."""
+    try:
+        app()
+    except PunnetError as error:
+        print_error(error, as_json="--json" in sys.argv)
+        sys.exit(exit_status(error))
+    sys.exit(0)

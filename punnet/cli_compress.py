@@ -1,0 +1,262 @@
+"""`punnet compress`, `punnet plan` and `punnet inspect`."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from punnet import cli_options as o
+from punnet.aio import state_name
+from punnet.cli_output import artifact_documents, bytes_text, percent_text, print_document, print_table, seconds_text
+from punnet.cli_progress import run_to_end, transfer_bar
+from punnet.client import Client
+from punnet.errors import InvalidRequest
+from punnet.job import Job
+from punnet.v1 import job_pb2
+
+REPORT, INSPECTION, PLAN = "report.json", "inspection.json", "plan.json"
+HYPOTHESES_SHOWN = 8
+
+
+def compress(
+    ctx: typer.Context,
+    *,
+    teacher: o.TeacherFile,
+    images: o.Images,
+    pool: o.PoolName,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the artifacts go.")] = None,
+    student: o.Student = None,
+    size: o.Size = None,
+    max_parameters: o.MaxParameters = None,
+    max_macs: o.MaxMacs = None,
+    max_latency_ms: o.MaxLatency = None,
+    steps: o.Steps = None,
+    batch_size: o.BatchSize = None,
+    learning_rate: o.LearningRate = None,
+    temperature: o.Temperature = None,
+    labelled_share: o.LabelledShare = None,
+    label_weight: o.LabelWeight = None,
+    class_weights: o.ClassWeights = None,
+    radius: o.Radius = None,
+    score: o.Score = None,
+    rule: o.Rule = None,
+    picks: o.Picks = None,
+    threshold: o.Threshold = None,
+    prior: o.Prior = None,
+    layout: o.Layout = None,
+    channels: o.Channels = None,
+    scale: o.Scale = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    input_height: o.InputHeight = None,
+    input_width: o.InputWidth = None,
+    targets: o.Targets = None,
+    max_batch: o.MaxBatch = None,
+    seed: o.Seed = None,
+    validate_only: Annotated[bool, typer.Option("--validate-only", help="Run intake and the checks only.")] = False,
+    request_id: o.RequestId = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Start the job and leave it running.")] = False,
+    server: o.Server = None,
+    data: o.Data = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Compress a teacher into a small verified student."""
+    if out is None and not detach:
+        raise InvalidRequest(
+            "Neither --out nor --detach was given.", code="REQUEST_INVALID", remedy="Say with --out where to put files."
+        )
+    with Client(server, data=data) as client:
+        o.existing_pool(client, pool)
+        with transfer_bar("uploading") as progress:
+            job = client.compress(teacher, images, pool, progress=progress, **o.stated(ctx))
+        if out is None or detach:
+            _print_started(job, as_json)
+            return
+        done = run_to_end(client, job.id, then=f"punnet download {job.id} --out {out}")
+        with transfer_bar("downloading") as progress:
+            client.download(job.id, out, progress)
+    _print_result(done, out, as_json)
+
+
+def plan(
+    ctx: typer.Context,
+    *,
+    teacher: o.TeacherFile,
+    images: o.Images,
+    pool: o.PoolName,
+    student: o.Student = None,
+    size: o.Size = None,
+    steps: o.Steps = None,
+    batch_size: o.BatchSize = None,
+    score: o.Score = None,
+    rule: o.Rule = None,
+    picks: o.Picks = None,
+    layout: o.Layout = None,
+    channels: o.Channels = None,
+    scale: o.Scale = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    input_height: o.InputHeight = None,
+    input_width: o.InputWidth = None,
+    seed: o.Seed = None,
+    server: o.Server = None,
+    data: o.Data = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Estimate the seconds and memory of a compression."""
+    with Client(server, data=data) as client:
+        o.existing_pool(client, pool)
+        with transfer_bar("uploading") as progress:
+            job = client.plan(teacher, images, pool, progress=progress, **o.stated(ctx))
+        document = _finished_document(client, job, PLAN)
+    if as_json:
+        print_document(document)
+        return
+    rows = [
+        (s["stage"], seconds_text(s["seconds"]), bytes_text(s["memory_bytes"]), s["how"]) for s in document["stages"]
+    ]
+    rows.append(("together", seconds_text(document["seconds"]), "", ""))
+    title = (
+        f"{document['picked']} of {document['pool_images']} pool images, "
+        f"{document['student']} with {document['parameters']:,} parameters"
+    )
+    print_table(title, ("stage", "time", "memory", "how it was found"), rows)
+
+
+def inspect(
+    ctx: typer.Context,
+    *,
+    teacher: o.TeacherFile,
+    images: o.Images,
+    layout: o.Layout = None,
+    channels: o.Channels = None,
+    scale: o.Scale = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    input_height: o.InputHeight = None,
+    input_width: o.InputWidth = None,
+    seed: o.Seed = None,
+    server: o.Server = None,
+    data: o.Data = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Find out what a teacher expects and how well it does on the labelled images."""
+    with Client(server, data=data) as client:
+        with transfer_bar("uploading") as progress:
+            job = client.inspect(teacher, images, progress=progress, **o.stated_of_teacher(ctx))
+        document = _finished_document(client, job, INSPECTION)
+    if as_json:
+        print_document(document)
+    else:
+        _print_inspection(document)
+
+
+def _finished_document(client: Client, job: Job, name: str) -> dict[str, Any]:
+    """Waits for a job and reads the one artifact that it is there for."""
+    run_to_end(client, job.id)
+    with tempfile.TemporaryDirectory(prefix="punnet-") as folder:
+        client.download(job.id, folder)
+        document: dict[str, Any] = json.loads((Path(folder) / name).read_text())
+    return document
+
+
+def _print_started(job: Job, as_json: bool) -> None:
+    if as_json:
+        print_document({"job": job.id, "state": job.state, "artifacts": [], "report": None})
+        return
+    typer.echo(job.id)
+    typer.echo(f"Watch it:  punnet watch {job.id}", err=True)
+    typer.echo(f"Fetch what it made:  punnet download {job.id} --out DIR", err=True)
+
+
+def _print_result(job: job_pb2.Job, out: Path, as_json: bool) -> None:
+    report = out / REPORT
+    made = REPORT in {artifact.path for artifact in job.artifacts}
+    if as_json:
+        print_document(
+            {
+                "job": job.id,
+                "state": state_name(job),
+                "artifacts": artifact_documents(job),
+                "report": str(report) if made else None,
+            }
+        )
+        return
+    if made:
+        print_report(json.loads(report.read_text()))
+    typer.echo(f"{len(job.artifacts)} files in {out}")
+    for artifact in job.artifacts:
+        typer.echo(f"  {out / artifact.path}  {bytes_text(artifact.size)}")
+
+
+def print_report(report: Mapping[str, Any]) -> None:
+    """Teacher beside student, and the variants that were made, from report.json."""
+    teacher, student = report["teacher"], report["student"]
+    speed = student["speed"] or {}
+    low, high = percent_text(student["accuracy_low"]), percent_text(student["accuracy_high"])
+    rows = [
+        ("network", teacher["name"], student["name"]),
+        (
+            f"accuracy on {student['held_out']} held-out images",
+            percent_text(teacher["held_out_accuracy"]),
+            f"{percent_text(student['accuracy'])} ({low} to {high})",
+        ),
+        ("agreement with the teacher", "", percent_text(student["agreement"])),
+        ("parameters", f"{teacher['parameters']:,}", f"{student['parameters']:,}"),
+        ("multiply-accumulates", f"{teacher['macs']:,}", f"{student['macs']:,}"),
+        ("milliseconds an image", _milliseconds(speed, "teacher_ms"), _milliseconds(speed, "student_ms")),
+    ]
+    print_table("Compression", ("", "teacher", "student"), rows)
+    variants = [
+        (
+            v["name"] + (" (recommended)" if v["recommended"] else ""),
+            v["format"],
+            bytes_text(v["size"]),
+            "withheld" if v["withheld"] else v["path"],
+        )
+        for v in report["variants"]
+    ]
+    print_table("Variants", ("name", "format", "size", "file"), variants)
+    _print_warnings(report)
+
+
+def _print_inspection(document: Mapping[str, Any]) -> None:
+    shown = ("layout", "channels", "scale", "mean", "std", "dtype", "size", "batch", "output", "classes", "images")
+    rows = [(key, _value(document[key])) for key in shown if key in document]
+    low, high = percent_text(document["accuracy_low"]), percent_text(document["accuracy_high"])
+    rows.append(("accuracy", f"{percent_text(document['accuracy'])} ({low} to {high})"))
+    print_table("Teacher", ("", ""), rows)
+    hypotheses = [
+        (
+            *(_value(h["preprocessing"][key]) for key in ("layout", "channels", "scale", "mean", "std")),
+            f"{h['nll']:.3f}",
+            percent_text(h["accuracy"]),
+        )
+        for h in document.get("hypotheses", [])[:HYPOTHESES_SHOWN]
+    ]
+    if hypotheses:
+        columns = ("layout", "channels", "scale", "mean", "std", "log loss", "accuracy")
+        print_table("What was tried, best first", columns, hypotheses)
+    _print_warnings(document)
+
+
+def _print_warnings(document: Mapping[str, Any]) -> None:
+    for warning in document["warnings"]:
+        typer.echo(f"warning: {warning}", err=True)
+
+
+def _milliseconds(speed: Mapping[str, Any], key: str) -> str:
+    return f"{speed[key]:.2f}" if key in speed else "-"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(_value(v) for v in value)
+    if value is None:
+        return "any"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,172 @@
+"""The options that commands share, each in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from punnet.client import Client
+from punnet.errors import make_error
+from punnet.options import CompressOptions, InspectOptions, names
+
+
+def numbers(text: str | None) -> list[float] | None:
+    """Comma-separated numbers, for instance `0.485,0.456,0.406`."""
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a list of numbers separated by commas") from error
+
+
+def _choice(keyword: str, what: str) -> str:
+    """Help of an option with a fixed choice. The names are checked with the request, for every kind of client."""
+    return f"{what}: {', '.join(names(keyword))}."
+
+
+_TEACHER, _SELECTION, _TRAINING, _RESULT = "Teacher's input", "Selection", "Training", "Result"
+
+Server = Annotated[
+    str | None,
+    typer.Option("--server", envvar="PUNNET_SERVER", help="host:port or unix:/path; else a private server is used."),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", envvar="PUNNET_DATA", help="Data folder of the private server [~/.local/share/punnet]."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+TeacherFile = Annotated[Path, typer.Argument(metavar="TEACHER.onnx", help="The model to compress.")]
+Images = Annotated[Path, typer.Option("--images", metavar="DIR", help="A folder with a folder of images a label.")]
+PoolName = Annotated[str, typer.Option("--pool", metavar="NAME", help="The pool of unlabelled images.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, or the start of one.")]
+RequestId = Annotated[
+    str | None, typer.Option("--request-id", help="The same request with the same id gives the same job.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="Every random choice follows from it.")]
+
+Layout = Annotated[
+    str | None, typer.Option("--layout", rich_help_panel=_TEACHER, help=_choice("layout", "Order of axes"))
+]
+Channels = Annotated[
+    str | None,
+    typer.Option("--channels", rich_help_panel=_TEACHER, help=_choice("channels", "Order of channels")),
+]
+Scale = Annotated[
+    float | None, typer.Option("--scale", rich_help_panel=_TEACHER, help="Factor on the pixel, 0 to 255.")
+]
+Mean = Annotated[
+    str | None,
+    typer.Option("--mean", callback=numbers, rich_help_panel=_TEACHER, help="One a channel, separated by commas."),
+]
+Std = Annotated[
+    str | None,
+    typer.Option("--std", callback=numbers, rich_help_panel=_TEACHER, help="One a channel, separated by commas."),
+]
+InputHeight = Annotated[int | None, typer.Option("--input-height", rich_help_panel=_TEACHER, help="Pixels.")]
+InputWidth = Annotated[int | None, typer.Option("--input-width", rich_help_panel=_TEACHER, help="Pixels.")]
+
+Student = Annotated[
+    str | None,
+    typer.Option("--student", rich_help_panel=_TRAINING, help="A name of `punnet students`, a timm model, or `auto`."),
+]
+Size = Annotated[int | None, typer.Option("--size", rich_help_panel=_TRAINING, help="Student's input side, pixels.")]
+MaxParameters = Annotated[
+    int | None, typer.Option("--max-parameters", rich_help_panel=_TRAINING, help="For --student auto.")
+]
+MaxMacs = Annotated[int | None, typer.Option("--max-macs", rich_help_panel=_TRAINING, help="For --student auto.")]
+MaxLatency = Annotated[
+    float | None, typer.Option("--max-latency-ms", rich_help_panel=_TRAINING, help="For --student auto; one image.")
+]
+Steps = Annotated[int | None, typer.Option("--steps", rich_help_panel=_TRAINING, help="Optimiser steps [1500].")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", rich_help_panel=_TRAINING, help="Images a step [128].")]
+LearningRate = Annotated[
+    float | None, typer.Option("--learning-rate", rich_help_panel=_TRAINING, help="Peak learning rate [0.1].")
+]
+Temperature = Annotated[
+    float | None, typer.Option("--temperature", rich_help_panel=_TRAINING, help="Of the softened distributions [4].")
+]
+LabelledShare = Annotated[
+    float | None,
+    typer.Option("--labelled-share", rich_help_panel=_TRAINING, help="Labelled images' share of a batch [0.25]."),
+]
+LabelWeight = Annotated[
+    float | None,
+    typer.Option("--label-weight", rich_help_panel=_TRAINING, help="Weight of the labels' cross-entropy [0.1]."),
+]
+ClassWeights = Annotated[
+    str | None,
+    typer.Option(
+        "--class-weights", rich_help_panel=_TRAINING, help=_choice("class_weights", "Against another class balance")
+    ),
+]
+Radius = Annotated[
+    float | None, typer.Option("--radius", rich_help_panel=_TRAINING, help="Of the class weights' ball [0.05].")
+]
+
+Score = Annotated[
+    str | None,
+    typer.Option("--score", rich_help_panel=_SELECTION, help=_choice("score", "What orders the pool")),
+]
+Rule = Annotated[
+    str | None,
+    typer.Option("--rule", rich_help_panel=_SELECTION, help=_choice("rule", "How picks follow from it")),
+]
+Picks = Annotated[
+    int | None, typer.Option("--picks", rich_help_panel=_SELECTION, help="Images to pick; else by the training.")
+]
+Threshold = Annotated[
+    float | None, typer.Option("--threshold", rich_help_panel=_SELECTION, help="Quantile, for --rule threshold.")
+]
+Prior = Annotated[
+    float | None, typer.Option("--prior", rich_help_panel=_SELECTION, help="Share of positives in the pool.")
+]
+
+Targets = Annotated[
+    list[str] | None,
+    typer.Option("--target", rich_help_panel=_RESULT, help="cpu and rtx unless stated; may be repeated."),
+]
+MaxBatch = Annotated[
+    int | None, typer.Option("--max-batch", rich_help_panel=_RESULT, help="Largest batch of engines [64].")
+]
+
+
+def stated(ctx: typer.Context) -> CompressOptions:
+    """The client's keywords that this call of a command states; the commands' parameters are named like them."""
+    return cast(CompressOptions, _stated(ctx, CompressOptions.__annotations__))
+
+
+def stated_of_teacher(ctx: typer.Context) -> InspectOptions:
+    """As `stated`, for a command that only reads a teacher."""
+    return cast(InspectOptions, _stated(ctx, InspectOptions.__annotations__))
+
+
+def existing_pool(client: Client, pool: str) -> None:
+    """Returns where the pool is there, so that nothing is uploaded for one that is not.
+
+    Raises:
+        NotFound: POOL_NOT_FOUND; for a path it says how to make a pool from it.
+    """
+    if pool in {found.name for found in client.pools()}:
+        return
+    if Path(pool).exists():
+        raise make_error(
+            "POOL_NOT_FOUND",
+            f"{pool} is a path; --pool takes the name of a pool.",
+            f"Make a pool from it first: punnet pool create NAME {pool}",
+            {"pool": pool},
+        )
+    raise make_error(
+        "POOL_NOT_FOUND",
+        f"There is no pool {pool!r}.",
+        "`punnet pool list` shows those that are there; `punnet pool create NAME PATH` makes one.",
+        {"pool": pool},
+    )
+
+
+def _stated(ctx: typer.Context, keywords: Collection[str]) -> dict[str, Any]:
+    return {k: v for k, v in ctx.params.items() if k in keywords and v is not None and v != []}
