@@ -12,6 +12,7 @@ MAX_SEGMENTS = 2000  # a 20 MiB file of empty segments would take seconds to wal
 TABLE_ENTRIES = 64
 # In entropy-coded data 0xFF stands only before a stuffed zero, a restart marker or a fill byte.
 NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+FILL = re.compile(rb"\xff+")
 EXIF_START = b"Exif\0\0"
 # ITU T.81, table K.1, in zigzag order.
 STANDARD_LUMINANCE = (
@@ -72,12 +73,12 @@ def read_jpeg_header(data: bytes, max_scans: int) -> JpegHeader:
 
 def _marker_at(data: bytes, position: int) -> tuple[int, int]:
     """A marker's code, and where its segment starts; fill bytes may stand before it."""
-    if data[position : position + 1] != b"\xff":
-        raise ValueError(f"no marker at byte {position}" if position < len(data) else "it ends before its end marker")
-    while data[position : position + 1] == b"\xff":
-        position += 1
-    if position == len(data):
+    fill = FILL.match(data, position)
+    position = fill.end() if fill else position
+    if position >= len(data):
         raise ValueError("it ends before its end marker")
+    if fill is None:
+        raise ValueError(f"no marker at byte {position}")
     return data[position], position + 1
 
 
