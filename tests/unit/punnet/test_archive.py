@@ -1,0 +1,176 @@
+"""Deterministic tars of labelled images and of pools."""
+
+from __future__ import annotations
+
+import gzip
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from punnet import archive
+from punnet.archive import Member, pack_labelled, pool_tars, write_tar
+from punnet.errors import InvalidImages, InvalidPool
+from punnet.transfer import file_sha256
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    for label, name in (("cat", "b.png"), ("cat", "a.jpg"), ("größer dog", "a.jpg")):
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        (folder / label / name).write_bytes(f"{label}/{name}".encode())
+    return folder
+
+
+def names(tar: Path) -> list[str]:
+    with tarfile.open(tar, "r:") as opened:
+        return opened.getnames()
+
+
+def test_folder_becomes_sorted_members_named_by_label(images: Path, tmp_path: Path) -> None:
+    assert pack_labelled(images, tmp_path / "t.tar") == 3
+    assert names(tmp_path / "t.tar") == ["cat/a.jpg", "cat/b.png", "größer dog/a.jpg"]
+    with tarfile.open(tmp_path / "t.tar", "r:") as opened:
+        file = opened.extractfile("cat/b.png")
+        assert file is not None
+        assert file.read() == b"cat/b.png"
+
+
+def test_tar_tells_nothing_of_the_machine(images: Path, tmp_path: Path) -> None:
+    pack_labelled(images, tmp_path / "t.tar")
+    with tarfile.open(tmp_path / "t.tar", "r:") as opened:
+        for member in opened:
+            assert member.isreg()
+            assert not member.issparse()
+            assert (member.mtime, member.uid, member.gid, member.uname, member.gname) == (0, 0, 0, "", "")
+
+
+def test_same_images_give_the_same_bytes(images: Path, tmp_path: Path) -> None:
+    pack_labelled(images, tmp_path / "one.tar")
+    (images / "cat" / "a.jpg").touch(mode=0o777)
+    pack_labelled(images, tmp_path / "two.tar")
+    assert file_sha256(tmp_path / "one.tar") == file_sha256(tmp_path / "two.tar")
+
+
+def test_mapping_of_paths_and_bytes_keeps_its_order(images: Path, tmp_path: Path) -> None:
+    source = {"cat": [images / "cat" / "b.png", b"\x89PNG"], "dog": [str(images / "cat" / "a.jpg")]}
+    assert pack_labelled(source, tmp_path / "t.tar") == 3
+    assert names(tmp_path / "t.tar") == ["cat/000000-b.png", "cat/000001", "dog/000002-a.jpg"]
+
+
+def test_pairs_may_repeat_a_file_name(images: Path, tmp_path: Path) -> None:
+    pairs = [("x", images / "cat" / "a.jpg"), ("x", images / "größer dog" / "a.jpg")]
+    assert pack_labelled(iter(pairs), tmp_path / "t.tar") == 2
+    assert len(set(names(tmp_path / "t.tar"))) == 2
+
+
+def test_hidden_files_and_lists_beside_the_labels_stay_out(images: Path, tmp_path: Path) -> None:
+    (images / "labels.csv").write_text("a,b")
+    (images / "cat" / ".DS_Store").write_bytes(b"x")
+    assert pack_labelled(images, tmp_path / "t.tar") == 3
+
+
+def test_image_without_a_label_is_refused(images: Path, tmp_path: Path) -> None:
+    (images / "stray.JPG").write_bytes(b"x")
+    with pytest.raises(InvalidImages, match=r"stray\.JPG is an image without a label"):
+        pack_labelled(images, tmp_path / "t.tar")
+
+
+def test_link_to_an_image_is_refused(images: Path, tmp_path: Path) -> None:
+    (images / "cat" / "c.png").symlink_to("/etc/hostname")
+    with pytest.raises(InvalidImages, match="is a link"):
+        pack_labelled(images, tmp_path / "t.tar")
+
+
+def test_link_to_a_label_is_refused(images: Path, tmp_path: Path) -> None:
+    (images / "fish").symlink_to(images / "cat")
+    with pytest.raises(InvalidImages, match="is a link"):
+        pack_labelled(images, tmp_path / "t.tar")
+
+
+def test_linked_path_of_a_mapping_is_refused(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(images / "cat" / "a.jpg")
+    with pytest.raises(InvalidImages, match="is a link"):
+        pack_labelled({"cat": [tmp_path / "link"]}, tmp_path / "t.tar")
+
+
+def test_folder_within_a_label_is_refused(images: Path, tmp_path: Path) -> None:
+    (images / "cat" / "more").mkdir()
+    with pytest.raises(InvalidImages, match="a folder within a label's folder"):
+        pack_labelled(images, tmp_path / "t.tar")
+
+
+@pytest.mark.parametrize("label", ["", "a/b", "..", ".", "x" * 201, "nul\0"])
+def test_labels_that_are_no_names_are_refused(label: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidImages, match="can't be a label"):
+        pack_labelled({label: [b"x"]}, tmp_path / "t.tar")
+
+
+def test_missing_folder_and_no_images_say_so(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for source in (tmp_path / "nowhere", tmp_path / "empty", {}):
+        with pytest.raises(InvalidImages) as caught:
+            pack_labelled(source, tmp_path / "t.tar")
+        assert caught.value.code == "IMAGES_MISSING"
+
+
+def test_plain_tars_are_sent_as_they_are(tmp_path: Path) -> None:
+    write_tar([Member(name="a.jpg", source=b"x")], tmp_path / "one.tar")
+    assert list(pool_tars([tmp_path / "one.tar"], tmp_path / "scratch")) == [tmp_path / "one.tar"]
+
+
+def test_folder_of_tars_gives_its_tars(tmp_path: Path) -> None:
+    for name in ("b.tar", "a.tar"):
+        (tmp_path / "pool").mkdir(exist_ok=True)
+        write_tar([Member(name="a.jpg", source=b"x")], tmp_path / "pool" / name)
+    found = list(pool_tars([tmp_path / "pool"], tmp_path / "scratch"))
+    assert [tar.name for tar in found] == ["a.tar", "b.tar"]
+
+
+def test_compressed_tar_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    write_tar([Member(name="a.jpg", source=b"x")], tmp_path / "one.tar")
+    (tmp_path / "one.tar.gz").write_bytes(gzip.compress((tmp_path / "one.tar").read_bytes()))
+    with pytest.raises(InvalidPool, match="gunzip"):
+        list(pool_tars([tmp_path / "one.tar.gz"], tmp_path / "scratch"))
+
+
+def test_pool_folder_is_packed_at_any_depth(tmp_path: Path) -> None:
+    folder, scratch = tmp_path / "pool", tmp_path / "scratch"
+    scratch.mkdir()
+    for name in ("a.jpg", "x/b.PNG", "x/y/c.jpeg", "x/notes.txt", ".hidden.jpg"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    (tar,) = pool_tars([folder], scratch)
+    assert names(tar) == ["a.jpg", "x/b.PNG", "x/y/c.jpeg"]
+
+
+def test_packed_tars_stay_within_their_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "POOL_TAR_BYTES", 40 * 1024)
+    folder, scratch = tmp_path / "pool", tmp_path / "scratch"
+    folder.mkdir()
+    scratch.mkdir()
+    for i in range(20):
+        (folder / f"{i:02}.jpg").write_bytes(bytes(3000))
+    tars = list(pool_tars([folder], scratch))
+    assert len(tars) > 1
+    assert all(tar.stat().st_size <= 40 * 1024 for tar in tars)
+    assert [name for tar in tars for name in names(tar)] == [f"{i:02}.jpg" for i in range(20)]
+
+
+def test_pool_without_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(InvalidPool, match="holds neither"):
+        list(pool_tars([tmp_path], tmp_path))
+
+
+def test_pool_with_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool" / "a.jpg").symlink_to("/etc/hostname")
+    with pytest.raises(InvalidPool, match="is a link"):
+        list(pool_tars([tmp_path / "pool"], tmp_path))
+
+
+def test_pool_that_is_nowhere_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidPool, match="neither a folder of images nor a plain tar"):
+        list(pool_tars([tmp_path / "nowhere"], tmp_path))
