@@ -1,0 +1,178 @@
+"""Tars become a pool."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from pu_engine import ingest
+from pu_engine.archive import Limits
+from pu_engine.errors import EngineError
+from pu_engine.jsonform import from_json
+from pu_engine.progress import SilentProgress
+from pu_engine.results import build_manifest, file_sha256
+from pu_engine.types import File, IngestInputs, Pool
+
+Pack = Callable[[Path, Mapping[str, bytes]], File]
+MakeJpeg = Callable[..., bytes]
+
+
+def ingested(
+    out: Path, *tars: File, shard_images: int = 5000, threads: int = 1, progress: SilentProgress | None = None
+) -> Pool:
+    out.mkdir(exist_ok=True)
+    inputs = IngestInputs(name="tiny", tars=tars, shard_images=shard_images, threads=threads)
+    return ingest.run(inputs, out, progress or SilentProgress())
+
+
+def index_rows(out: Path) -> list[dict[str, object]]:
+    with pa.memory_map(str(out / "index.arrow")) as source:
+        rows: list[dict[str, object]] = pa.ipc.open_file(source).read_all().to_pylist()
+    return rows
+
+
+def digest(out: Path) -> str:
+    value: str = build_manifest(out, None, {})["digest"]
+    return value
+
+
+@pytest.fixture
+def upload(tmp_path: Path, pack: Pack, make_jpeg: MakeJpeg) -> File:
+    return pack(tmp_path / "upload.tar", {f"train/{i:03d}.jpg": make_jpeg(i) for i in range(12)})
+
+
+def test_shards_hold_the_original_bytes_in_order(tmp_path: Path, upload: File, make_jpeg: MakeJpeg) -> None:
+    pool = ingested(tmp_path / "out", upload, shard_images=5)
+    assert [(s.name, s.entries) for s in pool.shards] == [("shard-00000", 5), ("shard-00001", 5), ("shard-00002", 2)]
+    data = []
+    for shard in pool.shards:
+        assert file_sha256(tmp_path / "out" / f"{shard.name}.tar") == shard.sha256
+        with tarfile.open(tmp_path / "out" / f"{shard.name}.tar") as tar:
+            data += [(m.name, tar.extractfile(m).read()) for m in tar]  # type: ignore[union-attr]
+    assert data == [(f"train/{i:03d}.jpg", make_jpeg(i)) for i in range(12)]
+
+
+def test_index_points_at_every_image(tmp_path: Path, upload: File, make_jpeg: MakeJpeg) -> None:
+    ingested(tmp_path / "out", upload, shard_images=5)
+    for i, row in enumerate(index_rows(tmp_path / "out")):
+        shard = (tmp_path / "out" / f"{row['shard']}.tar").read_bytes()
+        start, size = row["offset"], row["size"]
+        assert isinstance(start, int)
+        assert isinstance(size, int)
+        assert shard[start : start + size] == make_jpeg(i)
+        assert (row["key"], row["width"], row["height"], row["status"]) == (f"train/{i:03d}", 10, 12, "ok")
+
+
+def test_pool_json_is_the_result(tmp_path: Path, upload: File) -> None:
+    pool = ingested(tmp_path / "out", upload)
+    assert from_json(Pool, json.loads((tmp_path / "out" / "pool.json").read_text())) == pool
+    assert pool.index_sha256 == file_sha256(tmp_path / "out" / "index.arrow")
+    assert (pool.images, pool.bad_images, pool.size) == (12, 0, sum(s.size for s in pool.shards))
+
+
+def test_bytes_do_not_depend_on_run_or_threads(tmp_path: Path, upload: File) -> None:
+    ingested(tmp_path / "a", upload, shard_images=5)
+    ingested(tmp_path / "b", upload, shard_images=5, threads=3)
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+
+
+def test_leftovers_of_a_killed_run_change_nothing(tmp_path: Path, upload: File) -> None:
+    ingested(tmp_path / "a", upload, shard_images=5)
+    (tmp_path / "b").mkdir()
+    for name in ("shard-00000.tar", "shard-00007.tar", ".shard-00001.tar.partial", ".index.arrow.partial"):
+        (tmp_path / "b" / name).write_bytes(b"cut")
+    ingested(tmp_path / "b", upload, shard_images=5)
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+    assert not [p for p in (tmp_path / "b").iterdir() if p.name.startswith(".")]
+
+
+def test_taken_keys_get_a_suffix(tmp_path: Path, pack: Pack, make_jpeg: MakeJpeg) -> None:
+    first = pack(tmp_path / "1.tar", {"a.jpg": make_jpeg(1), "a.png": make_jpeg(2), "a~2.jpg": make_jpeg(3)})
+    second = pack(tmp_path / "2.tar", {"a.jpg": make_jpeg(4), "b.c.jpg": make_jpeg(5), "b_c.jpg": make_jpeg(6)})
+    ingested(tmp_path / "out", first, second)
+    assert [row["key"] for row in index_rows(tmp_path / "out")] == ["a", "a~2", "a~2~2", "a~3", "b_c", "b_c~2"]
+
+
+def test_exact_duplicates_are_kept(tmp_path: Path, pack: Pack, make_jpeg: MakeJpeg) -> None:
+    tar = pack(tmp_path / "1.tar", {"a.jpg": make_jpeg(1), "b.jpg": make_jpeg(1)})
+    assert ingested(tmp_path / "out", tar).images == 2
+
+
+def test_bad_images_are_recorded_and_stored_nowhere(tmp_path: Path, pack: Pack, make_jpeg: MakeJpeg) -> None:
+    cut = make_jpeg(1)[:-60]
+    tar = pack(tmp_path / "1.tar", {"cut.jpg": cut, "good.jpg": make_jpeg(2), "moving.gif": b"GIF89a"})
+    progress = SilentProgress()
+    pool = ingested(tmp_path / "out", tar, progress=progress)
+    bad, good, other = index_rows(tmp_path / "out")
+    assert (pool.images, pool.bad_images, pool.shards[0].entries) == (1, 2, 1)
+    assert (bad["status"], bad["shard"], bad["offset"], good["status"]) == ("bad", None, None, "ok")
+    assert "ends within a scan" in str(bad["reason"])
+    assert "neither JPEG nor PNG" in str(other["reason"])
+    assert cut not in (tmp_path / "out" / "shard-00000.tar").read_bytes()
+    assert "2 of 3 images" in progress.warnings[0]
+
+
+def test_few_bad_images_do_not_warn(tmp_path: Path, pack: Pack, make_jpeg: MakeJpeg) -> None:
+    members = {f"{i}.jpg": make_jpeg(1) for i in range(100)} | {"bad.jpg": b"no"}
+    progress = SilentProgress()
+    assert ingested(tmp_path / "out", pack(tmp_path / "1.tar", members), progress=progress).bad_images == 1
+    assert progress.warnings == []
+
+
+def test_other_members_are_passed_over(tmp_path: Path, pack: Pack, make_jpeg: MakeJpeg) -> None:
+    members = {"a.txt": b"text", "a": make_jpeg(1), "a.json": b"{}", "b/._a.jpg": b"resource fork"}
+    pool = ingested(tmp_path / "out", pack(tmp_path / "1.tar", members))
+    assert (pool.images, pool.bad_images) == (1, 0)
+
+
+def test_too_large_image_is_bad(
+    tmp_path: Path, pack: Pack, make_jpeg: MakeJpeg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = Limits(members=9, total_bytes=10**6, member_bytes=1000)
+    monkeypatch.setattr(ingest, "LIMITS", limits)
+    tar = pack(tmp_path / "1.tar", {"large.jpg": b"x" * 1001, "good.jpg": make_jpeg(2)})
+    assert ingested(tmp_path / "out", tar).bad_images == 1
+    row = index_rows(tmp_path / "out")[0]
+    assert (row["sha256"], row["size"]) == (None, 1001)
+
+
+def test_shards_end_at_their_byte_limit(tmp_path: Path, upload: File, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest, "SHARD_BYTES", 5000)
+    pool = ingested(tmp_path / "out", upload)
+    assert len(pool.shards) > 1
+    assert sum(s.entries for s in pool.shards) == 12
+
+
+@pytest.mark.parametrize("members", [{}, {"a.txt": b"x"}, {"a.jpg": b"no image"}])
+def test_pool_without_images_is_refused(tmp_path: Path, pack: Pack, members: dict[str, bytes]) -> None:
+    with pytest.raises(EngineError) as caught:
+        ingested(tmp_path / "out", pack(tmp_path / "1.tar", members))
+    assert caught.value.code == "POOL_INVALID"
+    assert not (tmp_path / "out" / "pool.json").exists()
+
+
+def test_changed_tar_is_noticed(tmp_path: Path, upload: File) -> None:
+    with pytest.raises(EngineError) as caught:
+        ingested(tmp_path / "out", File(path=upload.path, sha256="0" * 64))
+    assert caught.value.code == "DIGEST_MISMATCH"
+    assert not (tmp_path / "out" / "pool.json").exists()
+
+
+def test_long_and_foreign_names_survive(tmp_path: Path, make_jpeg: MakeJpeg) -> None:
+    name = "größe/" + "x" * 300 + ".jpg"
+    data, buffer = make_jpeg(1), io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+    path = tmp_path / "1.tar"
+    path.write_bytes(buffer.getvalue())
+    ingested(tmp_path / "out", File(path=str(path), sha256=file_sha256(path)))
+    with tarfile.open(tmp_path / "out" / "shard-00000.tar") as tar:
+        assert tar.getnames() == [name]
