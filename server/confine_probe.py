@@ -40,7 +40,9 @@ def attack(outside: Path, workdir: Path, confine: Callable[[], None]) -> dict[st
         return _in_fork(attempts, workdir, confine)
 
 
-def _in_fork(attempts: Mapping[str, Callable[[], object]], workdir: Path, confine: Callable[[], None]) -> dict[str, bool]:
+def _in_fork(
+    attempts: Mapping[str, Callable[[], object]], workdir: Path, confine: Callable[[], None]
+) -> dict[str, bool]:
     reader, writer = os.pipe()
     process = os.fork()
     if process == 0:
@@ -55,7 +57,11 @@ def _in_fork(attempts: Mapping[str, Callable[[], object]], workdir: Path, confin
     with contextlib.suppress(ProcessLookupError):
         os.kill(process, signal.SIGKILL)
     os.waitpid(process, 0)
-    return {name: bool(stopped) for name, stopped in json.loads(report).items()} if report else dict.fromkeys(attempts, False)
+    return (
+        {name: bool(stopped) for name, stopped in json.loads(report).items()}
+        if report
+        else dict.fromkeys(attempts, False)
+    )
 
 
 def _stopped(attempt: Callable[[], object]) -> bool:

@@ -54,6 +54,18 @@ class ArtifactRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """A job as it was asked for."""
+
+    tenant: str
+    id: str
+    kind: str
+    spec: Mapping[str, Any]
+    request_id: str = ""
+    request_hash: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobRow:
     """One job with what hangs on it."""
 
@@ -74,16 +86,22 @@ class JobRow:
     warnings: tuple[str, ...] = ()
 
 
-def insert_job(
-    db: sqlite3.Connection, tenant: str, job_id: str, kind: str, request_id: str, request_hash: str, spec: Any
-) -> list[Event]:
+def insert_job(db: sqlite3.Connection, new: NewJob) -> list[Event]:
     """A new job, QUEUED."""
     db.execute(
         "INSERT INTO job (tenant, id, kind, request_id, request_hash, spec, state, created)"
         " VALUES (?, ?, ?, ?, ?, ?, 'QUEUED', ?)",
-        (tenant, job_id, kind, request_id or None, request_hash, json.dumps(spec), now_microseconds()),
+        (
+            new.tenant,
+            new.id,
+            new.kind,
+            new.request_id or None,
+            new.request_hash,
+            json.dumps(new.spec),
+            now_microseconds(),
+        ),
     )
-    return [add_event(db, tenant, job_id, "state", {"state": "QUEUED"})]
+    return [add_event(db, new.tenant, new.id, "state", {"state": "QUEUED"})]
 
 
 def add_event(db: sqlite3.Connection, tenant: str, job_id: str, kind: str, body: Mapping[str, Any]) -> Event:
@@ -95,6 +113,16 @@ def add_event(db: sqlite3.Connection, tenant: str, job_id: str, kind: str, body:
     row = (tenant, job_id, event.seq, event.time, kind, json.dumps(body))
     db.execute("INSERT INTO event (tenant, job_id, seq, time, kind, body) VALUES (?, ?, ?, ?, ?, ?)", row)
     return event
+
+
+def add_warning(db: sqlite3.Connection, job: JobRow, stage: str, text: str) -> list[Event]:
+    """A warning of a stage; one that the job has already is not repeated by a second attempt."""
+    body = {"text": text, "stage": stage}
+    known = db.execute(
+        "SELECT 1 FROM event WHERE tenant=? AND job_id=? AND kind='warning' AND body=?",
+        (job.tenant, job.id, json.dumps(body)),
+    ).fetchone()
+    return [] if known else [add_event(db, job.tenant, job.id, "warning", body)]
 
 
 def events_after(db: sqlite3.Connection, tenant: str, job_id: str, seq: int, limit: int) -> list[Event]:
@@ -271,11 +299,11 @@ def stage_body(run: StageRun) -> dict[str, Any]:
 def _job(db: sqlite3.Connection, row: sqlite3.Row) -> JobRow:
     where = (row["tenant"], row["id"])
     artifacts = db.execute("SELECT * FROM artifact WHERE tenant=? AND job_id=? ORDER BY path", where)
-    warnings = db.execute(
-        "SELECT body FROM event WHERE tenant=? AND job_id=? AND kind='warning' ORDER BY seq", where
-    )
+    warnings = db.execute("SELECT body FROM event WHERE tenant=? AND job_id=? AND kind='warning' ORDER BY seq", where)
     return JobRow(
-        **{k: row[k] for k in ("tenant", "id", "kind", "request_hash", "state", "created", "started", "ended", "epoch")},
+        **{
+            k: row[k] for k in ("tenant", "id", "kind", "request_hash", "state", "created", "started", "ended", "epoch")
+        },
         request_id=row["request_id"] or "",
         spec=json.loads(row["spec"]),
         error=json.loads(row["error"]) if row["error"] else None,
@@ -287,9 +315,7 @@ def _job(db: sqlite3.Connection, row: sqlite3.Row) -> JobRow:
 
 def _runs(db: sqlite3.Connection, tenant: str, job_id: str) -> list[StageRun]:
     columns = "name, attempt, state, key, pid, pid_start, seconds, peak_memory_bytes"
-    rows = db.execute(
-        f"SELECT {columns} FROM stage_run WHERE tenant=? AND job_id=? ORDER BY attempt", (tenant, job_id)
-    )
+    rows = db.execute(f"SELECT {columns} FROM stage_run WHERE tenant=? AND job_id=? ORDER BY attempt", (tenant, job_id))
     return [StageRun(**dict(row)) for row in rows]
 
 

@@ -25,15 +25,19 @@ class PoolRow:
 
 
 def put_pool(db: sqlite3.Connection, pool: PoolRow) -> None:
-    """Write a pool that the same job has made; raises KeyError where the name is another job's."""
-    owner = pool_by_name(db, pool.tenant, pool.name, ready_only=False)
-    if owner and owner.job_id != pool.job_id:
-        raise KeyError(f"pool {pool.name} belongs to job {owner.job_id}")
+    """Write a pool that its job has made; raises KeyError where the name is a finished pool's."""
+    if pool_by_name(db, pool.tenant, pool.name):
+        raise KeyError(f"there is already a pool {pool.name}")
     values = asdict(pool) | {"ready": int(pool.ready)}
     db.execute(
         f"INSERT OR REPLACE INTO pool ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})",
         tuple(values.values()),
     )
+
+
+def mark_ready(db: sqlite3.Connection, tenant: str, name: str) -> None:
+    """The pool's folder stands under its name."""
+    db.execute("UPDATE pool SET ready=1 WHERE tenant=? AND name=?", (tenant, name))
 
 
 def pool_by_name(db: sqlite3.Connection, tenant: str, name: str, *, ready_only: bool = True) -> PoolRow | None:
@@ -46,11 +50,10 @@ def name_taken(db: sqlite3.Connection, tenant: str, name: str) -> bool:
     """Whether a pool has the name, or a job that has not ended makes one."""
     marks = ",".join("?" * len(ACTIVE))
     making = db.execute(
-        "SELECT 1 FROM job WHERE tenant=? AND kind='ingest' AND json_extract(spec, '$.name')=?"
-        f" AND state IN ({marks})",
+        f"SELECT 1 FROM job WHERE tenant=? AND kind='ingest' AND json_extract(spec, '$.name')=? AND state IN ({marks})",
         (tenant, name, *ACTIVE),
     ).fetchone()
-    return making is not None or pool_by_name(db, tenant, name, ready_only=False) is not None
+    return making is not None or pool_by_name(db, tenant, name) is not None
 
 
 def pools_after(db: sqlite3.Connection, tenant: str, name: str, limit: int) -> list[PoolRow]:

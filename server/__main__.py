@@ -1,0 +1,5 @@
+"""`python -I -m server`."""
+
+from server.main import main
+
+raise SystemExit(main())

@@ -1,0 +1,143 @@
+# ruff: noqa: N802 - the contract names the methods
+"""Blobs, on the wire."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from punnet.errors import make_error
+from punnet.v1 import blob_pb2, blob_pb2_grpc
+from server.blobs import BlobStore, Digest, Upload, missing_blob
+from server.folders import DataFolder
+from server.job_table import artifact_by_digest
+from server.request_check import check_digest
+from server.store import LOCAL_TENANT, Store
+
+Context = grpc.aio.ServicerContext[Any, Any]
+CHUNK_BYTES = 1 << 20
+BLOB_BYTES = 16 << 30
+DIGESTS = 10_000
+
+
+class BlobService(blob_pb2_grpc.BlobServiceServicer):
+    """Uploads and downloads; artifacts of finished jobs are read like blobs."""
+
+    def __init__(self, blobs: BlobStore, store: Store, data: DataFolder) -> None:
+        self._blobs = blobs
+        self._store = store
+        self._data = data
+        self.draining = False
+
+    async def FindMissingBlobs(
+        self, request: blob_pb2.FindMissingBlobsRequest, context: Context
+    ) -> blob_pb2.FindMissingBlobsResponse:
+        """Which of these are still to be uploaded."""
+        if len(request.digests) > DIGESTS:
+            raise _invalid("digests", f"at most {DIGESTS}", str(len(request.digests)))
+        for digest in request.digests:
+            _digest("digests", digest)
+        found = await asyncio.to_thread(self._blobs.find_all, LOCAL_TENANT, [d.sha256 for d in request.digests])
+        missing = [d for d in request.digests if d.sha256 not in found or found[d.sha256][1] != d.size]
+        return blob_pb2.FindMissingBlobsResponse(missing=missing)
+
+    async def GetUploadStatus(
+        self, request: blob_pb2.GetUploadStatusRequest, context: Context
+    ) -> blob_pb2.GetUploadStatusResponse:
+        """How far a broken upload is."""
+        digest = _digest("digest", request.digest)
+        size, complete = await self._blobs.in_thread(self._blobs.committed_size, LOCAL_TENANT, digest)
+        return blob_pb2.GetUploadStatusResponse(committed_size=size, complete=complete)
+
+    async def UploadBlob(
+        self, request_iterator: AsyncIterator[blob_pb2.UploadBlobRequest], context: Context
+    ) -> blob_pb2.UploadBlobResponse:
+        """Store what comes. Only `finish` makes a blob of it: a killed client looks like a normal end."""
+        if self.draining:
+            raise make_error("UNAVAILABLE", "The server goes down.", "Go on with the upload in a moment.")
+        first = await anext(aiter(request_iterator), None)
+        if first is None:
+            raise _invalid("digest", "on the first message", "no message")
+        digest = _digest("digest", first.digest)
+        async with self._blobs.upload(LOCAL_TENANT, digest) as upload:
+            if upload is None:
+                return blob_pb2.UploadBlobResponse(committed_size=digest.size)
+            if first.offset == 0 and upload.size:
+                await self._blobs.restart(upload)
+            finished = await self._take(upload, first)
+            async for message in request_iterator:
+                if finished:
+                    raise _invalid("finish", "only on the last message", "a message after it")
+                finished = await self._take(upload, message)
+            if not finished:
+                raise _unfinished(upload)
+            await self._blobs.finish(LOCAL_TENANT, upload)
+        return blob_pb2.UploadBlobResponse(committed_size=digest.size)
+
+    async def DownloadBlob(
+        self, request: blob_pb2.DownloadBlobRequest, context: Context
+    ) -> AsyncIterator[blob_pb2.DownloadBlobResponse]:
+        """Send a blob or an artifact from an offset."""
+        check_digest("sha256", request.sha256)
+        path, size = await self._locate(request.sha256)
+        if not 0 <= request.offset <= size:
+            raise _invalid("offset", f"0 to {size}", str(request.offset))
+        position = request.offset
+        if position == size:
+            yield blob_pb2.DownloadBlobResponse(offset=position, size=size)
+        async for batch in self._blobs.read(path, position):
+            for data, crc32c in batch:
+                yield blob_pb2.DownloadBlobResponse(offset=position, data=data, crc32c=crc32c, size=size)
+                position += len(data)
+
+    async def _take(self, upload: Upload, message: blob_pb2.UploadBlobRequest) -> bool:
+        if message.offset != upload.size:
+            raise make_error(
+                "UPLOAD_OFFSET",
+                f"Field offset: {message.offset} came, {upload.size} is next.",
+                "Ask GetUploadStatus, then go on from its committed_size.",
+                {"field": "offset", "value": str(message.offset), "next": str(upload.size)},
+            )
+        if len(message.data) > CHUNK_BYTES:
+            raise _invalid("data", f"at most {CHUNK_BYTES} bytes", str(len(message.data)))
+        if upload.size + len(message.data) > upload.digest.size:
+            raise _invalid("data", f"{upload.digest.size} bytes together", "more")
+        await self._blobs.append(upload, message.data, message.crc32c)
+        return message.finish
+
+    async def _locate(self, sha256: str) -> tuple[Path, int]:
+        found = await asyncio.to_thread(self._blobs.find, LOCAL_TENANT, sha256)
+        if found is not None:
+            return found
+        artifact = await self._store.read(artifact_by_digest, LOCAL_TENANT, sha256)
+        if artifact is None:
+            raise missing_blob(sha256)
+        return self._data.root / artifact.folder / artifact.path, artifact.size
+
+
+def _digest(field: str, digest: blob_pb2.BlobDigest) -> Digest:
+    check_digest(f"{field}.sha256", digest.sha256)
+    if not 0 <= digest.size <= BLOB_BYTES:
+        raise _invalid(f"{field}.size", f"0 to {BLOB_BYTES}", str(digest.size))
+    return Digest(digest.sha256, digest.size)
+
+
+def _unfinished(upload: Upload) -> Exception:
+    return make_error(
+        "UPLOAD_OFFSET",
+        f"The upload ended after {upload.size} of {upload.digest.size} bytes without `finish`.",
+        "Ask GetUploadStatus, then go on from its committed_size.",
+    )
+
+
+def _invalid(field: str, limit: str, value: str) -> Exception:
+    return make_error(
+        "REQUEST_INVALID",
+        f"Field {field}: must be {limit}; got {value}.",
+        "Correct the field, then send the request again.",
+        {"field": field, "limit": limit, "value": value},
+    )

@@ -1,0 +1,339 @@
+"""Files by their sha256, one folder a tenant: `blobs/<tenant>/<2 hex>/<digest>-<size>`.
+
+An upload is a partial file that grows by batches; it becomes a blob when it is finished, has its size and its
+digest. What a broken connection or a restart leaves is continued.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import google_crc32c
+
+from punnet.errors import make_error
+from server.folders import DataFolder, fsync_folder
+from server.job_spec import digests_of
+
+BATCH_BYTES = 512 << 10  # measured: service.md section 2
+DOWNLOAD_CHUNK_BYTES = 256 << 10
+DOWNLOAD_BATCH_BYTES = 1 << 20
+REHASH_BYTES = 1 << 20
+DISK_THREADS = 4
+CONCURRENT_UPLOADS = 4
+ONE_WRITER_SECONDS = 45.0  # longer than keepalive takes to find a dead client
+FREE_BYTES_KEPT = 256 << 20
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """What a blob is called."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(slots=True)
+class Upload:
+    """One stream that writes one partial file."""
+
+    digest: Digest
+    path: Path
+    file: int
+    size: int
+    hash: Any
+    pending: list[tuple[bytes, int]] = field(default_factory=list)
+    pending_bytes: int = 0
+    in_flight: asyncio.Future[None] | None = None
+
+
+class BlobStore:
+    """Stores, finds and reads blobs; hashing and disk are in threads."""
+
+    def __init__(self, data: DataFolder) -> None:
+        self._data = data
+        self._threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="blobs")
+        self._writers: defaultdict[tuple[str, Digest], asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._uploads = 0
+
+    async def in_thread(self, function: Callable[..., T], *arguments: object) -> T:
+        """Run on the disk threads; a full disk becomes DISK_FULL."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+        except OSError as error:
+            raise _disk_full(error) from error
+
+    def find(self, tenant: str, sha256: str) -> tuple[Path, int] | None:
+        """Path and size of a blob."""
+        return self.find_all(tenant, [sha256]).get(sha256)
+
+    def find_all(self, tenant: str, digests: Iterable[str]) -> dict[str, tuple[Path, int]]:
+        """Path and size of each blob that is there; asking keeps it for another day."""
+        by_folder: defaultdict[str, set[str]] = defaultdict(set)
+        for sha256 in digests:
+            by_folder[sha256[:2]].add(sha256)
+        found: dict[str, tuple[Path, int]] = {}
+        for name, wanted in by_folder.items():
+            folder = self._data.blobs(tenant) / name
+            for entry in os.listdir(folder) if folder.is_dir() else ():
+                sha256, _, size = entry.partition("-")
+                if sha256 in wanted:
+                    found[sha256] = (folder / entry, int(size))
+                    os.utime(folder / entry)
+        return found
+
+    def pin(self, tenant: str, spec: Mapping[str, Any], folder: Path) -> None:
+        """Link every blob that a job names into the job's folder: it stays, and its stages see nothing else.
+
+        Raises:
+            PunnetError: BLOB_MISSING.
+        """
+        wanted = digests_of(spec)
+        found = self.find_all(tenant, wanted)
+        missing = sorted(wanted - set(found))
+        if missing:
+            raise missing_blob(missing[0], len(missing))
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for sha256, (path, _) in found.items():
+            if not (folder / sha256).exists():
+                os.link(path, folder / sha256)
+
+    def put(self, tenant: str, data: bytes) -> str:
+        """Store bytes that came whole; returns their sha256."""
+        digest = Digest(hashlib.sha256(data).hexdigest(), len(data))
+        if self.find(tenant, digest.sha256) is None:
+            partial = self._partial(tenant, digest)
+            partial.unlink(missing_ok=True)
+            descriptor = _create(partial)
+            with os.fdopen(descriptor, "wb", buffering=0) as file:
+                file.write(data)
+                os.fsync(descriptor)
+            self._publish(tenant, digest, partial)
+        return digest.sha256
+
+    def committed_size(self, tenant: str, digest: Digest) -> tuple[int, bool]:
+        """Bytes that need not be sent again, and whether the blob is whole."""
+        if self._blob(tenant, digest).exists():
+            return digest.size, True
+        try:
+            descriptor = os.open(self._partial(tenant, digest), os.O_WRONLY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return 0, False
+        try:
+            os.fsync(descriptor)  # a killed server may have left bytes that are not on the disk yet
+            return os.fstat(descriptor).st_size, False
+        finally:
+            os.close(descriptor)
+
+    @asynccontextmanager
+    async def upload(self, tenant: str, digest: Digest) -> AsyncIterator[Upload | None]:
+        """A place to write to, positioned behind what is there; None where the blob is whole already.
+
+        Raises:
+            PunnetError: QUOTA, DISK_FULL, or UNAVAILABLE while another stream writes the same blob.
+        """
+        if self._uploads >= CONCURRENT_UPLOADS:
+            limit = str(CONCURRENT_UPLOADS)
+            raise make_error(
+                "QUOTA", f"{limit} uploads run; that is the limit.", "Try again in a moment.", {"limit": limit}
+            )
+        self._uploads += 1
+        lock = self._writers[tenant, digest]
+        try:
+            await self._only_writer(lock)
+            try:
+                upload = await self.in_thread(self._open, tenant, digest)
+                try:
+                    yield upload
+                finally:
+                    if upload is not None:
+                        await asyncio.shield(self._close(upload))
+            finally:
+                lock.release()
+        finally:
+            self._uploads -= 1
+
+    async def append(self, upload: Upload, data: bytes, crc32c: int) -> None:
+        """Take a chunk. Returns at once unless a batch is full and the one before is not yet written.
+
+        Raises:
+            PunnetError: CHUNK_CORRUPT, DISK_FULL; maybe of a chunk before.
+        """
+        upload.pending.append((data, crc32c))
+        upload.pending_bytes += len(data)
+        upload.size += len(data)
+        if upload.pending_bytes >= BATCH_BYTES:
+            await self._flush(upload)
+
+    async def restart(self, upload: Upload) -> None:
+        """Forget what is there: the client sends from the first byte."""
+        await self.in_thread(os.ftruncate, upload.file, 0)
+        upload.size, upload.hash = 0, hashlib.sha256()
+
+    async def finish(self, tenant: str, upload: Upload) -> None:
+        """Make the partial a blob.
+
+        Raises:
+            PunnetError: DIGEST_MISMATCH; the partial is removed.
+        """
+        await self._flush(upload)
+        await self._settle(upload)
+        digest = upload.hash.hexdigest()
+        if (upload.size, digest) != (upload.digest.size, upload.digest.sha256):
+            await self.in_thread(upload.path.unlink)
+            raise make_error(
+                "DIGEST_MISMATCH",
+                f"Field digest: {upload.size} bytes with sha256 {digest} came, "
+                f"{upload.digest.size} bytes with sha256 {upload.digest.sha256} were announced.",
+                "Send the file again; it may have changed while it was read.",
+            )
+        await self.in_thread(os.fsync, upload.file)
+        await self.in_thread(self._publish, tenant, upload.digest, upload.path)
+
+    async def read(self, path: Path, offset: int) -> AsyncIterator[list[tuple[bytes, int]]]:
+        """Batches of chunks with their CRC32C; the next batch is read while one is sent."""
+        file = await self.in_thread(os.open, path, os.O_RDONLY | os.O_NOFOLLOW)
+        loop = asyncio.get_running_loop()
+        coming = loop.run_in_executor(self._threads, _read_batch, file, offset)
+        try:
+            while batch := await coming:
+                offset += sum(len(data) for data, _ in batch)
+                coming = loop.run_in_executor(self._threads, _read_batch, file, offset)
+                yield batch
+        finally:
+            await asyncio.wait({coming})
+            os.close(file)
+
+    def close(self) -> None:
+        """Wait for the threads."""
+        self._threads.shutdown()
+
+    async def _only_writer(self, lock: asyncio.Lock) -> None:
+        try:
+            await asyncio.wait_for(lock.acquire(), ONE_WRITER_SECONDS)
+        except TimeoutError:
+            raise make_error(
+                "UNAVAILABLE", "Another stream uploads the same blob.", "Wait for it, then ask for the blob again."
+            ) from None
+
+    def _open(self, tenant: str, digest: Digest) -> Upload | None:
+        if self._blob(tenant, digest).exists():
+            return None
+        path = self._partial(tenant, digest)
+        free = shutil.disk_usage(path.parent).free
+        if digest.size + FREE_BYTES_KEPT > free:
+            raise _no_space(digest.size, free)
+        try:
+            file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            file = _create(path)
+        known = hashlib.sha256()
+        position = 0
+        while chunk := os.pread(file, REHASH_BYTES, position):
+            known.update(chunk)
+            position += len(chunk)
+        return Upload(digest=digest, path=path, file=file, size=position, hash=known)
+
+    async def _flush(self, upload: Upload) -> None:
+        await self._settle(upload)
+        batch, upload.pending, upload.pending_bytes = upload.pending, [], 0
+        loop = asyncio.get_running_loop()
+        upload.in_flight = loop.run_in_executor(self._threads, _write_batch, upload.file, upload.hash, batch)
+
+    async def _settle(self, upload: Upload) -> None:
+        """Wait for the batch in flight."""
+        if upload.in_flight is None:
+            return
+        try:
+            await upload.in_flight
+        except OSError as error:
+            raise _disk_full(error) from error
+        finally:
+            upload.in_flight = None
+
+    async def _close(self, upload: Upload) -> None:
+        """Keep what came: the partial is on the disk when the stream is gone."""
+        try:
+            if upload.pending and upload.in_flight is None:
+                await self._flush(upload)
+            if upload.in_flight is not None:
+                await asyncio.wait({upload.in_flight})
+            await self.in_thread(os.fsync, upload.file)
+        finally:
+            os.close(upload.file)
+
+    def _blob(self, tenant: str, digest: Digest) -> Path:
+        return self._data.blobs(tenant) / digest.sha256[:2] / f"{digest.sha256}-{digest.size}"
+
+    def _partial(self, tenant: str, digest: Digest) -> Path:
+        folder = self._data.blobs(tenant) / "partial"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return folder / f"{digest.sha256}-{digest.size}"
+
+    def _publish(self, tenant: str, digest: Digest, partial: Path) -> None:
+        path = self._blob(tenant, digest)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.rename(partial, path)
+        fsync_folder(path.parent)
+
+
+def missing_blob(sha256: str, count: int = 1) -> Exception:
+    """BLOB_MISSING for the first of `count` blobs."""
+    others = f" and {count - 1} more" if count > 1 else ""
+    return make_error(
+        "BLOB_MISSING",
+        f"There is no blob {sha256}{others}.",
+        "Upload it first, then send the request again.",
+        {"sha256": sha256, "missing": str(count)},
+    )
+
+
+def _create(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+
+
+def _write_batch(file: int, known: Any, batch: Sequence[tuple[bytes, int]]) -> None:
+    for data, crc32c in batch:
+        if google_crc32c.value(data) != crc32c:
+            raise make_error(
+                "CHUNK_CORRUPT",
+                "Field crc32c: a chunk differs from its CRC32C.",
+                "Send the blob again from its offset.",
+            )
+        view = memoryview(data)
+        while view:
+            view = view[os.write(file, view) :]
+        known.update(data)
+
+
+def _read_batch(file: int, offset: int) -> list[tuple[bytes, int]]:
+    data = os.pread(file, DOWNLOAD_BATCH_BYTES, offset)
+    chunks = (data[i : i + DOWNLOAD_CHUNK_BYTES] for i in range(0, len(data), DOWNLOAD_CHUNK_BYTES))
+    return [(chunk, google_crc32c.value(chunk)) for chunk in chunks]
+
+
+def _disk_full(error: OSError) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return make_error("DISK_FULL", "The data folder's disk is full.", "Free space on it, then try again.")
+    return error
+
+
+def _no_space(size: int, free: int) -> Exception:
+    return make_error(
+        "DISK_FULL",
+        f"The blob has {size} bytes, the data folder's disk {free} free ones.",
+        f"Free space on it; {FREE_BYTES_KEPT} bytes stay free.",
+        {"size": str(size), "free": str(free)},
+    )

@@ -1,0 +1,63 @@
+# ruff: noqa: N802 - the contract names the methods
+"""What there is to know before a compression, on the wire."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from punnet.errors import make_error
+from punnet.v1 import catalogue_pb2, catalogue_pb2_grpc
+from server.intake_requests import IntakeRequests
+from server.job_message import job_message
+from server.job_spec import inspection_spec
+from server.jobs import JobEngine
+from server.page_token import parse_token, to_token
+from server.request_check import check_inspection, page_size
+from server.store import LOCAL_TENANT
+from server.students import StudentCatalogue
+
+Context = grpc.aio.ServicerContext[Any, Any]
+PAGE_SIZE, PAGE_LIMIT = 50, 2000
+NAME_PART_CHARACTERS = 100
+
+
+class CatalogueService(catalogue_pb2_grpc.CatalogueServiceServicer):
+    """Inspects teachers and lists students."""
+
+    def __init__(self, engine: JobEngine, students: StudentCatalogue, intake: IntakeRequests) -> None:
+        self._engine = engine
+        self._students = students
+        self._intake = intake
+
+    async def InspectTeacher(
+        self, request: catalogue_pb2.InspectTeacherRequest, context: Context
+    ) -> catalogue_pb2.InspectTeacherResponse:
+        """Accept an inspection."""
+        check_inspection(request)
+        spec = inspection_spec(request)
+        await self._intake.prepare(LOCAL_TENANT, request, spec)
+        job = await self._engine.submit(LOCAL_TENANT, "inspect", spec, request.request_id)
+        return catalogue_pb2.InspectTeacherResponse(job=job_message(job))
+
+    async def ListStudents(
+        self, request: catalogue_pb2.ListStudentsRequest, context: Context
+    ) -> catalogue_pb2.ListStudentsResponse:
+        """A page of students."""
+        size = page_size(request.page_size, default=PAGE_SIZE, limit=PAGE_LIMIT)
+        (after,) = parse_token(request.page_token, (str,)) if request.page_token else ("",)
+        part = request.name_contains
+        if len(part) > NAME_PART_CHARACTERS or not part.isprintable():
+            raise make_error(
+                "REQUEST_INVALID",
+                f"Field name_contains: must be at most {NAME_PART_CHARACTERS} printable characters; got {len(part)}.",
+                "Search for a shorter part of the name.",
+                {"field": "name_contains"},
+            )
+        rows = [row for row in await self._students.list(part) if row["name"] > after]
+        page, more = rows[:size], rows[size:]
+        return catalogue_pb2.ListStudentsResponse(
+            students=[catalogue_pb2.Student(**row) for row in page],
+            next_page_token=to_token(page[-1]["name"]) if more else "",
+        )

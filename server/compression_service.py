@@ -1,0 +1,131 @@
+# ruff: noqa: N802 - the contract names the methods
+"""Compressions and jobs of all kinds, on the wire."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import grpc
+
+from punnet.errors import make_error
+from punnet.v1 import compression_pb2, compression_pb2_grpc, job_pb2
+from server import job_table
+from server.capabilities import capabilities
+from server.folders import DataFolder
+from server.intake_requests import IntakeRequests
+from server.job_message import job_message
+from server.job_spec import compression_spec
+from server.job_table import JobRow
+from server.jobs import JobEngine
+from server.page_token import parse_token, to_token
+from server.pool_table import pool_by_name
+from server.request_check import check_compression, page_size
+from server.store import LOCAL_TENANT, Store
+from server.students import StudentCatalogue
+from server.watch import Watch
+
+Context = grpc.aio.ServicerContext[Any, Any]
+PAGE_SIZE, PAGE_LIMIT = 50, 200
+
+
+class CompressionService(compression_pb2_grpc.CompressionServiceServicer):
+    """Checks requests and hands them to the job engine."""
+
+    def __init__(
+        self,
+        *,
+        engine: JobEngine,
+        store: Store,
+        data: DataFolder,
+        watch: Watch,
+        students: StudentCatalogue,
+        intake: IntakeRequests,
+        confinement: Mapping[str, bool],
+    ) -> None:
+        self._engine = engine
+        self._store = store
+        self._data = data
+        self._watch = watch
+        self._students = students
+        self._intake = intake
+        self._confinement = confinement
+
+    async def Compress(
+        self, request: compression_pb2.CompressRequest, context: Context
+    ) -> compression_pb2.CompressResponse:
+        """Accept a compression, or a validation."""
+        kind = "validate" if request.validate_only else "compress"
+        return compression_pb2.CompressResponse(job=await self._accept(kind, request))
+
+    async def PlanCompression(
+        self, request: compression_pb2.PlanCompressionRequest, context: Context
+    ) -> compression_pb2.PlanCompressionResponse:
+        """Accept a plan."""
+        return compression_pb2.PlanCompressionResponse(job=await self._accept("plan", request.compression))
+
+    async def GetJob(self, request: compression_pb2.GetJobRequest, context: Context) -> compression_pb2.GetJobResponse:
+        """One job."""
+        job = await self._engine.get(LOCAL_TENANT, request.id)
+        return compression_pb2.GetJobResponse(job=self._message(job))
+
+    async def ListJobs(
+        self, request: compression_pb2.ListJobsRequest, context: Context
+    ) -> compression_pb2.ListJobsResponse:
+        """A page of jobs."""
+        size = page_size(request.page_size, default=PAGE_SIZE, limit=PAGE_LIMIT)
+        before = parse_token(request.page_token, (int, str)) if request.page_token else None
+        rows = await self._store.read(job_table.jobs_before, LOCAL_TENANT, before, size + 1)
+        page, more = rows[:size], rows[size:]
+        token = to_token(page[-1].created, page[-1].id) if more else ""
+        return compression_pb2.ListJobsResponse(jobs=[job_message(job) for job in page], next_page_token=token)
+
+    async def WatchJob(
+        self, request: compression_pb2.WatchJobRequest, context: Context
+    ) -> AsyncIterator[compression_pb2.WatchJobResponse]:
+        """Follow a job to its end."""
+        async for message in self._watch.watch(LOCAL_TENANT, request.id, max(0, request.after_seq)):
+            yield message
+
+    async def CancelJob(
+        self, request: compression_pb2.CancelJobRequest, context: Context
+    ) -> compression_pb2.CancelJobResponse:
+        """Ask a job to stop."""
+        job = await self._engine.cancel(LOCAL_TENANT, request.id)
+        return compression_pb2.CancelJobResponse(job=self._message(job))
+
+    async def DeleteJob(
+        self, request: compression_pb2.DeleteJobRequest, context: Context
+    ) -> compression_pb2.DeleteJobResponse:
+        """Remove a finished job."""
+        await self._engine.delete(LOCAL_TENANT, request.id)
+        return compression_pb2.DeleteJobResponse()
+
+    async def GetCapabilities(
+        self, request: compression_pb2.GetCapabilitiesRequest, context: Context
+    ) -> compression_pb2.GetCapabilitiesResponse:
+        """What this appliance is and can do."""
+        return capabilities(self._data.root, self._confinement)
+
+    async def _accept(self, kind: str, request: compression_pb2.CompressRequest) -> job_pb2.Job:
+        check_compression(request, pool_needed=kind != "validate")
+        sha256 = await self._pool_sha256(request.pool) if request.pool else None
+        await self._students.check(request.student.name)
+        spec = compression_spec(request, sha256)
+        await self._intake.prepare(LOCAL_TENANT, request, spec)
+        job = await self._engine.submit(LOCAL_TENANT, kind, spec, request.request_id)
+        return self._message(job)
+
+    async def _pool_sha256(self, name: str) -> str:
+        pool = await self._store.read(pool_by_name, LOCAL_TENANT, name)
+        if pool is None:
+            raise make_error(
+                "POOL_NOT_FOUND",
+                f"Field pool: there is no pool {name!r}.",
+                "`punnet pools` lists the pools.",
+                {"pool": name},
+            )
+        return pool.sha256
+
+    def _message(self, job: JobRow) -> job_pb2.Job:
+        return job_message(job, self._watch.tick((job.tenant, job.id)))

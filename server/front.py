@@ -1,0 +1,162 @@
+"""The gRPC server: options, services, and the outermost interceptor."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+
+from punnet.errors import PunnetError
+from punnet.v1 import blob_pb2_grpc, catalogue_pb2_grpc, compression_pb2_grpc, pool_pb2_grpc
+from server.status import abort, internal
+
+log = logging.getLogger(__name__)
+
+MESSAGE_BYTES = 4 << 20
+CONCURRENT_CALLS = 512  # above the number of watchers
+# Reasons with figures: service.md section 2, traps 5 to 7.
+OPTIONS = (
+    ("grpc.max_receive_message_length", MESSAGE_BYTES),
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+)
+SERVICES = (
+    "punnet.v1.CompressionService",
+    "punnet.v1.BlobService",
+    "punnet.v1.PoolService",
+    "punnet.v1.CatalogueService",
+)
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Calls(grpc.aio.ServerInterceptor):
+    """Outermost: counts the calls, and turns what a service raises into a status.
+
+    The text of an unexpected exception never leaves the server: it may hold paths or a user's data.
+    """
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.last_end = time.monotonic()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Wrap the method's handler by one of the same arity."""
+        handler: Any = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None:
+            return None
+        coders = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, method), **coders)
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(self._stream(handler.unary_stream, method), **coders)
+        if handler.stream_unary:
+            return grpc.stream_unary_rpc_method_handler(self._unary(handler.stream_unary, method), **coders)
+        return grpc.stream_stream_rpc_method_handler(self._stream(handler.stream_stream, method), **coders)
+
+    def _unary(self, inner: Callable[[Any, Context], Awaitable[Any]], method: str) -> Any:
+        async def call(request: Any, context: Context) -> Any:
+            self.running += 1
+            try:
+                return await inner(request, context)
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the outermost frame of every call
+                await self._refuse(context, method, error)
+            finally:
+                self._end()
+
+        return call
+
+    def _stream(self, inner: Callable[[Any, Context], Any], method: str) -> Any:
+        async def call(request: Any, context: Context) -> AsyncIterator[Any]:
+            self.running += 1
+            try:
+                # Reflection's generator hands out messages like ours; health's coroutine writes by itself.
+                answer = inner(request, context)
+                if hasattr(answer, "__aiter__"):
+                    async for message in answer:
+                        yield message
+                else:
+                    await answer
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:  # noqa: BLE001 - the outermost frame of every call
+                await self._refuse(context, method, error)
+            finally:
+                self._end()
+
+        return call
+
+    async def _refuse(self, context: Context, method: str, error: Exception) -> None:
+        if isinstance(error, PunnetError):
+            log.info("refused", extra={"method": method, "code": error.code, "details": error.details})
+            await abort(context, error)
+        error_id = secrets.token_hex(8)
+        log.error("call failed", exc_info=error, extra={"method": method, "error_id": error_id})
+        await abort(context, internal(error_id))
+
+    def _end(self) -> None:
+        self.running -= 1
+        self.last_end = time.monotonic()
+
+
+class Front:
+    """The server with its services and its health."""
+
+    def __init__(
+        self,
+        *,
+        compression: compression_pb2_grpc.CompressionServiceServicer,
+        blob: blob_pb2_grpc.BlobServiceServicer,
+        pool: pool_pb2_grpc.PoolServiceServicer,
+        catalogue: catalogue_pb2_grpc.CatalogueServiceServicer,
+        reflection: bool,
+    ) -> None:
+        self.calls = Calls()
+        self.health = HealthServicer()
+        self.server = grpc.aio.server(
+            interceptors=(self.calls,), options=OPTIONS, maximum_concurrent_rpcs=CONCURRENT_CALLS
+        )
+        compression_pb2_grpc.add_CompressionServiceServicer_to_server(compression, self.server)
+        blob_pb2_grpc.add_BlobServiceServicer_to_server(blob, self.server)
+        pool_pb2_grpc.add_PoolServiceServicer_to_server(pool, self.server)
+        catalogue_pb2_grpc.add_CatalogueServiceServicer_to_server(catalogue, self.server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
+        if reflection:
+            _add_reflection(self.server)
+
+    async def open(self, address: str) -> int:
+        """Bind and serve; the port, or 1 for a socket.
+
+        Raises:
+            RuntimeError: the address is taken.
+        """
+        port = self.server.add_insecure_port(address)
+        await self.server.start()
+        for name in ("", *SERVICES):
+            await self.health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        return port
+
+
+def _add_reflection(server: grpc.aio.Server) -> None:
+    from grpc_reflection.v1alpha import reflection
+
+    names = (*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)

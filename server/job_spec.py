@@ -1,0 +1,187 @@
+"""A request as a job's spec: the JSON that `pu_engine.pipeline` hands out to the stages.
+
+As stored, a spec names files by digest only (`{"sha256": ...}`) and the pool by name and digest; `located` adds the
+paths. Fields that the request leaves unset are left out: the engine's dataclasses hold the defaults.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from punnet.v1 import catalogue_pb2, compression_pb2, options_pb2, pool_pb2
+
+LAYOUTS = {options_pb2.LAYOUT_NCHW: "NCHW", options_pb2.LAYOUT_NHWC: "NHWC", options_pb2.LAYOUT_FLAT: "flat"}
+CHANNELS = {
+    options_pb2.CHANNEL_ORDER_RGB: "RGB",
+    options_pb2.CHANNEL_ORDER_BGR: "BGR",
+    options_pb2.CHANNEL_ORDER_GRAY: "GRAY",
+}
+SCORES = {
+    options_pb2.SCORE_AUTO: "auto",
+    options_pb2.SCORE_E2: "e2",
+    options_pb2.SCORE_PU: "pu",
+    options_pb2.SCORE_ENERGY: "energy",
+    options_pb2.SCORE_RELATIVE_MAHALANOBIS: "relative_mahalanobis",
+    options_pb2.SCORE_CONFIDENCE: "confidence",
+    options_pb2.SCORE_RANDOM: "random",
+}
+RULES = {
+    options_pb2.SELECTION_RULE_BALANCED: "balanced",
+    options_pb2.SELECTION_RULE_TOP: "top",
+    options_pb2.SELECTION_RULE_THRESHOLD: "threshold",
+}
+WEIGHTS = {
+    options_pb2.CLASS_WEIGHTS_NONE: "none",
+    options_pb2.CLASS_WEIGHTS_PAPER: "paper",
+    options_pb2.CLASS_WEIGHTS_CHI2: "chi2",
+    options_pb2.CLASS_WEIGHTS_KL: "kl",
+}
+
+Spec = dict[str, Any]
+
+
+def compression_spec(request: compression_pb2.CompressRequest, pool_sha256: str | None) -> Spec:
+    """A compression, a validation or a plan; without `pool_sha256` the pool is left out."""
+    student, selection = request.student, request.selection
+    distillation, export = request.distillation, request.export
+    groups = {
+        "student": _set_fields(
+            name=student.name,
+            size=student.size,
+            max_parameters=student.max_parameters,
+            max_macs=student.max_macs,
+            max_latency_ms=student.max_latency_ms,
+        ),
+        "selection": _set_fields(
+            score=SCORES.get(selection.score),
+            rule=RULES.get(selection.rule),
+            count=selection.count,
+            threshold=selection.threshold,
+            prior=selection.prior,
+        ),
+        "distillation": _set_fields(
+            steps=distillation.steps,
+            batch_size=distillation.batch_size,
+            learning_rate=distillation.learning_rate,
+            temperature=distillation.temperature,
+            labelled_share=distillation.labelled_share,
+            class_weights=WEIGHTS.get(distillation.class_weights),
+            radius=distillation.radius,
+        )
+        # Zero is a value here: no cross-entropy on the labelled images.
+        | ({"label_weight": distillation.label_weight} if distillation.HasField("label_weight") else {}),
+        "export": _set_fields(targets=list(export.targets), max_batch=export.max_batch),
+    }
+    if selection.rule == options_pb2.SELECTION_RULE_THRESHOLD:
+        groups["selection"]["threshold"] = selection.threshold
+    if pool_sha256 is not None:
+        groups["pool"] = {"name": request.pool, "sha256": pool_sha256}
+    return inspection_spec(request) | {name: group for name, group in groups.items() if group}
+
+
+def inspection_spec(request: compression_pb2.CompressRequest | catalogue_pb2.InspectTeacherRequest) -> Spec:
+    """What intake reads."""
+    teacher, stated = request.teacher, request.preprocessing
+    preprocessing = _set_fields(
+        layout=LAYOUTS.get(stated.layout),
+        channels=CHANNELS.get(stated.channels),
+        scale=stated.scale,
+        mean=list(stated.mean),
+        std=list(stated.std),
+        height=stated.height,
+        width=stated.width,
+    )
+    spec = _set_fields(
+        external_data={name: _file(sha256) for name, sha256 in sorted(teacher.external_data.items())},
+        display_name=teacher.display_name,
+        class_names=list(teacher.class_names),
+        preprocessing=preprocessing,
+    )
+    return spec | {"teacher": _file(teacher.sha256), "images": _images(request.images), "seed": request.seed}
+
+
+def ingest_spec(request: pool_pb2.CreatePoolRequest) -> Spec:
+    """What ingest reads."""
+    return {"name": request.name, "tars": [_file(sha256) for sha256 in request.tar_sha256]}
+
+
+def digests_of(spec: Mapping[str, Any]) -> set[str]:
+    """Every blob that a spec names."""
+    found: set[str] = set()
+    for value in spec.values():
+        _collect(value, found)
+    return found
+
+
+def located(spec: Mapping[str, Any], blobs: Path, pools: Path) -> Spec:
+    """The spec with the path of each file and of the pool, as the stages read it."""
+    placed = {name: _located(value, blobs.resolve()) for name, value in spec.items()}
+    if "pool" in spec:
+        pool = spec["pool"]
+        placed["pool"] = {"path": str((pools / pool["name"]).resolve()), "sha256": pool["sha256"]}
+    return placed
+
+
+def readable_paths(inputs: Mapping[str, Any], blobs: Path) -> list[Path]:
+    """What a stage must be able to read: folders that its inputs name, and the job's blobs as one folder."""
+    paths: set[Path] = set()
+    _collect_paths(inputs, paths)
+    folder = blobs.resolve()
+    return sorted({folder if path.is_relative_to(folder) else path for path in paths})
+
+
+def _set_fields(**fields: Any) -> Spec:
+    return {name: value for name, value in fields.items() if value}
+
+
+def _file(sha256: str) -> Spec:
+    return {"sha256": sha256}
+
+
+def _images(images: options_pb2.LabelledImages) -> Spec:
+    if images.WhichOneof("source") == "tar":
+        return {"tar": _file(images.tar.sha256)}
+    if images.WhichOneof("source") == "inline":
+        rows = [(image.label, hashlib.sha256(image.data).hexdigest()) for image in images.inline.images]
+    else:
+        rows = [(image.label, image.sha256) for image in images.blobs.images]
+    return {"files": [{"label": label, "image": _file(sha256)} for label, sha256 in rows]}
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, Mapping) and set(value) == {"sha256"} and isinstance(value["sha256"], str)
+
+
+def _collect(value: Any, found: set[str]) -> None:
+    if _is_file(value):
+        found.add(value["sha256"])
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            _collect(inner, found)
+    elif isinstance(value, list):
+        for inner in value:
+            _collect(inner, found)
+
+
+def _located(value: Any, blobs: Path) -> Any:
+    if _is_file(value):
+        return {"path": str(blobs / value["sha256"]), "sha256": value["sha256"]}
+    if isinstance(value, Mapping):
+        return {name: _located(inner, blobs) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_located(inner, blobs) for inner in value]
+    return value
+
+
+def _collect_paths(value: Any, paths: set[Path]) -> None:
+    if isinstance(value, Mapping):
+        if isinstance(value.get("path"), str) and isinstance(value.get("sha256"), str):
+            paths.add(Path(value["path"]))
+        for inner in value.values():
+            _collect_paths(inner, paths)
+    elif isinstance(value, list):
+        for inner in value:
+            _collect_paths(inner, paths)

@@ -1,0 +1,263 @@
+"""The job engine: a queue, slots, and the stages of each job in order.
+
+A worker is a slot: it takes one job, holds it until the job's processes are gone, and takes the next. Compressions
+have one slot; short jobs (inspecting, planning, ingest) have slots of their own. What a crash interrupts is queued
+again by `recover` and goes on with the stages that are not finished.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import secrets
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pu_engine.pipeline import KINDS, stage_inputs
+from punnet.errors import make_error
+from server import job_table, pool_table, publishing
+from server.blobs import BlobStore
+from server.folders import DataFolder, remove_tree
+from server.job_spec import located, readable_paths
+from server.job_table import FINAL, ArtifactRow, Event, JobRow, NewJob
+from server.processes import kill_marked, kill_orphan
+from server.stage_execution import Finished, JobContext, StageExecution, StageFailed, StageStopped
+from server.store import Store
+from server.watch import Watch
+
+log = logging.getLogger(__name__)
+
+COMPRESSION_KINDS = ("compress",)
+SHORT_KINDS = tuple(kind for kind in KINDS if kind not in COMPRESSION_KINDS)
+JOB_ID_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slots:
+    """How much runs at once."""
+
+    compressions: int = 1
+    short: int = 1
+    threads: int = 1  # of each stage
+    queued: int = 8  # jobs of one tenant that wait
+
+
+@dataclass(slots=True)
+class _Running:
+    stop: asyncio.Event
+    cancelled: bool = False
+
+
+class JobEngine:
+    """Accepts, runs, cancels and removes jobs."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        data: DataFolder,
+        blobs: BlobStore,
+        execution: StageExecution,
+        watch: Watch,
+        slots: Slots,
+    ) -> None:
+        self._store = store
+        self._data = data
+        self._blobs = blobs
+        self._execution = execution
+        self._watch = watch
+        self._slots = slots
+        self._running: dict[tuple[str, str], _Running] = {}
+        self._queued = asyncio.Condition()
+        self._workers: list[asyncio.Task[None]] = []
+        self._submissions = 0
+        self._stopping = False
+
+    async def recover(self) -> None:
+        """Before the port opens: end what an earlier server left running, queue its jobs again."""
+        killed = await asyncio.to_thread(kill_marked, "PUNNET_RUN_ID", self._execution.data_id)
+        for job in await self._store.read(job_table.jobs_in_state, ("RUNNING", "CANCELLING")):
+            for run in job.runs:
+                if run.state == job_table.ALIVE_RUN and run.pid and run.pid_start:
+                    killed += [run.pid] if kill_orphan(run.pid, run.pid_start) else []
+            events = await self._store.write(job_table.requeue, job)
+            log.info("job recovered", extra={"job": job.id, "state": events[-1].body if events else None})
+        if killed:
+            log.warning("orphans killed", extra={"pids": killed})
+
+    def start(self) -> None:
+        """Start the slots' workers."""
+        kinds = [COMPRESSION_KINDS] * self._slots.compressions + [SHORT_KINDS] * self._slots.short
+        self._workers = [asyncio.create_task(self._work(k), name=f"slot {i} {k[0]}") for i, k in enumerate(kinds)]
+
+    def idle(self) -> bool:
+        """Whether no job runs; queued ones are taken at once where a slot is free."""
+        return not self._running
+
+    async def submit(self, tenant: str, kind: str, spec: Mapping[str, Any], request_id: str) -> JobRow:
+        """Accept a job, or return the one that the same request made before.
+
+        Raises:
+            PunnetError: REQUEST_ID_REUSED, QUOTA, POOL_EXISTS, UNAVAILABLE.
+        """
+        if self._stopping:
+            raise make_error("UNAVAILABLE", "The server goes down.", "Send the request again in a moment.")
+        content = json.dumps([kind, spec], sort_keys=True, separators=(",", ":"))
+        request_hash = hashlib.sha256(content.encode()).hexdigest()
+        job_id = secrets.token_hex(JOB_ID_BYTES)
+        await asyncio.to_thread(self._blobs.pin, tenant, spec, self._data.job(tenant, job_id))
+        new = NewJob(tenant=tenant, id=job_id, kind=kind, spec=spec, request_id=request_id, request_hash=request_hash)
+        job, events = await self._store.write(_accept, new, self._slots.queued)
+        if job.id != job_id:
+            await asyncio.to_thread(remove_tree, self._data.job(tenant, job_id))
+            return job
+        await self._watch.publish((tenant, job.id), events)
+        await self._wake()
+        return job
+
+    async def get(self, tenant: str, job_id: str) -> JobRow:
+        """A job as it is now; raises PunnetError JOB_NOT_FOUND."""
+        job = await self._store.read(job_table.job_by_id, tenant, job_id)
+        if job is None:
+            raise make_error("JOB_NOT_FOUND", f"There is no job {job_id[:64]!r}.", "`punnet jobs` lists the jobs.")
+        return job
+
+    async def cancel(self, tenant: str, job_id: str) -> JobRow:
+        """Ask a job to stop; it is CANCELLED once its processes are gone."""
+        await self.get(tenant, job_id)
+        events = await self._store.write(job_table.request_cancel, tenant, job_id)
+        await self._watch.publish((tenant, job_id), events)
+        running = self._running.get((tenant, job_id))
+        if running:
+            running.cancelled = True
+            running.stop.set()
+        return await self.get(tenant, job_id)
+
+    async def delete(self, tenant: str, job_id: str) -> None:
+        """Remove a final job and what only it used.
+
+        Raises:
+            PunnetError: JOB_NOT_FOUND, JOB_NOT_FINISHED.
+        """
+        job = await self.get(tenant, job_id)
+        if job.state not in FINAL or (tenant, job_id) in self._running:
+            raise make_error(
+                "JOB_NOT_FINISHED", f"Job {job_id} is {job.state}.", "Cancel it first.", {"state": job.state}
+            )
+        for key in await self._store.write(job_table.delete_job, tenant, job_id):
+            await asyncio.to_thread(remove_tree, self._data.stage(tenant, key))
+        await asyncio.to_thread(remove_tree, self._data.job(tenant, job_id))
+
+    async def shutdown(self) -> None:
+        """End the running stages; their jobs go on after the next start."""
+        self._stopping = True
+        for running in self._running.values():
+            running.stop.set()
+        await self._wake()
+        await asyncio.gather(*self._workers)
+
+    async def _wake(self) -> None:
+        self._submissions += 1
+        async with self._queued:
+            self._queued.notify_all()
+
+    async def _work(self, kinds: Sequence[str]) -> None:
+        while not self._stopping:
+            seen = self._submissions
+            claimed = await self._store.write(job_table.claim, kinds)
+            if claimed is None:
+                async with self._queued:
+                    await self._queued.wait_for(lambda: self._submissions != seen)  # noqa: B023
+                continue
+            job, events = claimed
+            running = self._running[job.tenant, job.id] = _Running(stop=asyncio.Event())
+            # A cancellation between the claim and this line found nothing to stop.
+            current = await self._store.read(job_table.job_by_id, job.tenant, job.id)
+            if self._stopping or (current and current.state == "CANCELLING"):
+                running.cancelled = bool(current and current.state == "CANCELLING")
+                running.stop.set()
+            try:
+                await self._watch.publish((job.tenant, job.id), events)
+                await self._finish(job, running)
+            finally:
+                del self._running[job.tenant, job.id]
+
+    async def _finish(self, job: JobRow, running: _Running) -> None:
+        """Run a claimed job to a final state; a job that the server's end interrupts stays as it is."""
+        context = JobContext(job=job, stop=running.stop, cancelled=lambda: running.cancelled)
+        state = "SUCCEEDED"
+        error: Mapping[str, Any] | None = None
+        artifacts: Sequence[ArtifactRow] = ()
+        try:
+            artifacts = await self._run_stages(context)
+        except StageStopped:
+            if not running.cancelled:
+                return
+            state = "CANCELLED"
+        except StageFailed as failure:
+            state, error = "FAILED", {"stage": "", **failure.error}
+        except Exception:  # a defect in one job must not take its slot away from all others
+            error_id = secrets.token_hex(8)
+            log.exception("job failed unexpectedly", extra={"error_id": error_id, "job": job.id})
+            remedy = f"Report it with the server's log; the error id is {error_id}."
+            text = "The server failed unexpectedly."
+            state = "FAILED"
+            error = {
+                "code": "INTERNAL",
+                "message": text,
+                "remedy": remedy,
+                "stage": "",
+                "details": {"error_id": error_id},
+            }
+        events = await self._store.write(job_table.finish, job, state, error, artifacts)
+        await asyncio.to_thread(remove_tree, self._data.job(job.tenant, job.id))
+        await self._watch.publish((job.tenant, job.id), events)
+        log.info("job ended", extra={"job": job.id, "state": state, "code": error["code"] if error else None})
+
+    async def _run_stages(self, context: JobContext) -> Sequence[ArtifactRow]:
+        job = context.job
+        if job.kind == "ingest" and (made := await publishing.republish(self._store, self._data, job)):
+            return made
+        spec = located(job.spec, self._data.job(job.tenant, job.id), self._data.root / "pools" / job.tenant)
+        folders: dict[str, dict[str, str]] = {}
+        finished: Finished | None = None
+        for stage in KINDS[job.kind]:
+            inputs = stage_inputs(stage, spec, folders) | {"threads": self._slots.threads}
+            read = readable_paths(inputs, self._data.job(job.tenant, job.id))
+            try:
+                finished = await self._execution.finish(context, stage, inputs, read)
+            except StageFailed as failure:
+                failure.error["stage"] = stage.name
+                raise
+            folders[stage.name] = {"path": str(finished.folder.resolve()), "sha256": finished.manifest.digest}
+        if finished is None:
+            raise RuntimeError(f"job kind {job.kind} has no stages")
+        if job.kind == "ingest":
+            return await publishing.publish_pool(self._store, self._data, job, finished)
+        return publishing.artifacts_of(self._data, finished)
+
+
+def _accept(db: sqlite3.Connection, new: NewJob, limit: int) -> tuple[JobRow, list[Event]]:
+    """Insert the job unless its request was sent before; every check that others could race is in here."""
+    earlier = job_table.job_by_request(db, new.tenant, new.request_id) if new.request_id else None
+    if earlier:
+        if earlier.request_hash != new.request_hash:
+            text = f"Field request_id: {new.request_id!r} was sent before with another request."
+            raise make_error("REQUEST_ID_REUSED", text, "Choose a new request_id.", {"job": earlier.id})
+        return earlier, []
+    if new.kind == "ingest" and pool_table.name_taken(db, new.tenant, new.spec["name"]):
+        name = new.spec["name"]
+        raise make_error("POOL_EXISTS", f"There is already a pool {name!r}.", "Choose another name.", {"pool": name})
+    queued = job_table.count_in_state(db, new.tenant, ("QUEUED",))
+    if queued >= limit:
+        text = f"{queued} jobs wait; the limit is {limit}."
+        raise make_error("QUOTA", text, "Wait for one to end.", {"limit": str(limit)})
+    events = job_table.insert_job(db, new)
+    job = job_table.job_by_id(db, new.tenant, new.id)
+    if job is None:
+        raise RuntimeError("the job that was just written is not there")
+    return job, events

@@ -1,0 +1,263 @@
+"""The server's life: start, serve, stop. `python -I -m server --data DIR [--socket PATH | --bind HOST:PORT]`.
+
+One server owns a data folder. It writes DIR/server.json when it is ready and removes it at its end; it logs JSON
+lines to DIR/server.log. Exit status 2: it refuses to start, and standard error says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import ipaddress
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# A fork in a process with gRPC's threads crashes; children are started by exec only.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
+from punnet import __version__
+from server.blob_service import BlobService
+from server.blobs import BlobStore
+from server.capabilities import probe_confinement
+from server.catalogue_service import CatalogueService
+from server.compression_service import CompressionService
+from server.folders import DataFolder, write_json
+from server.front import Front
+from server.intake_requests import IntakeRequests
+from server.jobs import JobEngine, Slots
+from server.logs import start_log
+from server.pool_service import PoolService
+from server.runners.local import LocalRunner
+from server.stage_execution import StageExecution
+from server.store import Store
+from server.students import StudentCatalogue
+from server.watch import Watch
+
+log = logging.getLogger(__name__)
+
+EXIT_REFUSED = 2
+SOCKET_PATH_BYTES = 107
+STOP_SECONDS = 3.0
+TERM_SECONDS = 2.0  # a stage that the server's end interrupts keeps its finished parts; it need not tidy up
+IDLE_CHECKS = 10
+
+
+class Refused(Exception):
+    """The server must not start like this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the command line says."""
+
+    data: Path
+    address: str  # as gRPC takes it
+    slots: Slots
+    idle_seconds: float | None
+    reflection: bool
+    allow_weak_sandbox: bool
+
+    @property
+    def private(self) -> bool:
+        """Only this user reaches a socket in a folder of its own; every user of the machine reaches a port."""
+        return self.address.startswith("unix:")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until SIGTERM, SIGINT or idleness."""
+    os.umask(0o077)
+    try:
+        settings = parse_settings(arguments)
+        settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with owned(settings.data):
+            start_log(settings.data / "server.log")
+            asyncio.run(serve(settings))
+    except (Refused, OSError) as error:
+        print(f"punnet server: {error}", file=sys.stderr)
+        return EXIT_REFUSED
+    return 0
+
+
+def parse_settings(arguments: list[str] | None) -> Settings:
+    """The command line, checked; raises Refused for an address that others could reach."""
+    parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--socket", type=Path)
+    where.add_argument("--bind", metavar="HOST:PORT")
+    parser.add_argument("--idle-seconds", type=float)
+    parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 1) // 2), help="of each stage")
+    parser.add_argument("--cpu-slots", type=int, default=1, help="short jobs at once: inspecting, planning, ingest")
+    parser.add_argument("--queued-jobs", type=int, default=8, help="jobs that may wait")
+    parser.add_argument("--reflection", action="store_true")
+    parser.add_argument("--allow-weak-sandbox", action="store_true")
+    options = parser.parse_args(arguments)
+    for name in ("threads", "cpu_slots", "queued_jobs"):
+        if getattr(options, name) < 1:
+            raise Refused(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}.")
+    return Settings(
+        data=options.data.resolve(),
+        address=socket_address(options.socket.resolve()) if options.socket else loopback_address(options.bind),
+        slots=Slots(threads=options.threads, short=options.cpu_slots, queued=options.queued_jobs),
+        idle_seconds=options.idle_seconds,
+        reflection=options.reflection,
+        allow_weak_sandbox=options.allow_weak_sandbox,
+    )
+
+
+def socket_address(path: Path) -> str:
+    """gRPC's name of a Unix socket; raises Refused for a path that does not fit into one."""
+    length = len(os.fsencode(path))
+    if length > SOCKET_PATH_BYTES:
+        raise Refused(f"a socket's path has at most {SOCKET_PATH_BYTES} bytes, {path} has {length}; use a shorter one.")
+    return f"unix:{path}"
+
+
+def loopback_address(bind: str) -> str:
+    """HOST:PORT on this machine only; raises Refused otherwise: there is no TLS and no token yet."""
+    host, _, port = bind.rpartition(":")
+    try:
+        name = "127.0.0.1" if host == "localhost" else host.strip("[]")
+        loopback = ipaddress.ip_address(name).is_loopback and 0 <= int(port) <= 65535
+    except ValueError:
+        raise Refused(f"--bind takes an address and a port, for instance 127.0.0.1:7860; got {bind!r}.") from None
+    if not loopback:
+        raise Refused(f"{host} can be reached from other machines, and there is no TLS; bind 127.0.0.1 instead.")
+    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+
+
+@contextlib.contextmanager
+def owned(data: Path) -> Iterator[None]:
+    """Hold the data folder's lock; raises Refused where another server holds it."""
+    descriptor = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(f"another server owns {data}; stop it, or use another data folder.") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+async def serve(settings: Settings) -> None:
+    """Start, wait for the end, stop."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    server = Server(settings, await checked_confinement(settings))
+    try:
+        await server.start()
+        await server.until(stop)
+    finally:
+        await server.stop()
+
+
+async def checked_confinement(settings: Settings) -> dict[str, bool]:
+    """What the probe found; raises Refused where a server that others use would run strangers' files unconfined."""
+    found = await probe_confinement()
+    open_ways = [name for name, stopped in found.items() if not stopped] if found else ["all"]
+    if not open_ways:
+        return found
+    if not settings.private and not settings.allow_weak_sandbox:
+        raise Refused(
+            f"confined children are not stopped here from: {', '.join(open_ways)}. Serve a private --socket, or say "
+            "--allow-weak-sandbox if every user of this server is trusted."
+        )
+    log.warning("the confinement of children is weak", extra={"open": open_ways})
+    return found
+
+
+class Server:
+    """All parts of one running server."""
+
+    def __init__(self, settings: Settings, confinement: dict[str, bool]) -> None:
+        self._settings = settings
+        data = DataFolder(settings.data)
+        self._store = Store(data.database)
+        self._blobs = BlobStore(data)
+        self._watch = Watch(self._store)
+        execution = StageExecution(self._store, data, LocalRunner(), self._watch)
+        self._engine = JobEngine(
+            store=self._store,
+            data=data,
+            blobs=self._blobs,
+            execution=execution,
+            watch=self._watch,
+            slots=settings.slots,
+        )
+        students = StudentCatalogue(settings.data / "students")
+        intake = IntakeRequests(self._blobs)
+        self._blob_service = BlobService(self._blobs, self._store, data)
+        self._front = Front(
+            compression=CompressionService(
+                engine=self._engine,
+                store=self._store,
+                data=data,
+                watch=self._watch,
+                students=students,
+                intake=intake,
+                confinement=confinement,
+            ),
+            blob=self._blob_service,
+            pool=PoolService(self._engine, self._store),
+            catalogue=CatalogueService(self._engine, students, intake),
+            reflection=settings.reflection,
+        )
+
+    async def start(self) -> None:
+        """Recover what an earlier server left, open the port, say so in server.json."""
+        await self._engine.recover()
+        address = self._settings.address
+        if self._settings.private:
+            # The lock is ours: a socket that is still there is a dead server's.
+            Path(address.removeprefix("unix:")).unlink(missing_ok=True)
+        try:
+            port = await self._front.open(address)
+        except RuntimeError as error:
+            raise Refused(f"{address} can't be bound; is another server there? ({error})") from error
+        if not self._settings.private:
+            address = f"{address.rpartition(':')[0]}:{port}"
+        self._engine.start()
+        ready = {"address": address, "pid": os.getpid(), "version": __version__}
+        await asyncio.to_thread(write_json, self._settings.data / "server.json", ready)
+        log.info("ready", extra=ready)
+
+    async def until(self, stop: asyncio.Event) -> None:
+        """Until the signal, or until nobody called and nothing ran for the idle time."""
+        idle = self._settings.idle_seconds
+        if idle is None:
+            await stop.wait()
+            return
+        busy_at = time.monotonic()
+        while not stop.is_set():
+            calls = self._front.calls
+            if calls.running or not self._engine.idle():
+                busy_at = time.monotonic()
+            if time.monotonic() - max(busy_at, calls.last_end) >= idle:
+                log.info("idle", extra={"seconds": idle})
+                return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), idle / IDLE_CHECKS)
+
+    async def stop(self) -> None:
+        """Unhealthy, no new work, watchers sent away, children ended, port closed; jobs go on at the next start."""
+        log.info("stopping")
+        (self._settings.data / "server.json").unlink(missing_ok=True)
+        self._blob_service.draining = True
+        await self._front.health.enter_graceful_shutdown()
+        ending = asyncio.create_task(self._engine.shutdown())
+        await self._watch.drain()
+        await self._front.server.stop(STOP_SECONDS)
+        await ending
+        await asyncio.to_thread(self._blobs.close)
+        await asyncio.to_thread(self._store.close)
+        log.info("stopped")

@@ -1,0 +1,32 @@
+"""Where the next page starts, opaque to the client."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from typing import Any
+
+from punnet.errors import make_error
+
+
+def to_token(*position: int | str) -> str:
+    """A token for the position of the last row of a page."""
+    return base64.urlsafe_b64encode(json.dumps(position).encode()).decode()
+
+
+def parse_token(token: str, kinds: tuple[type, ...]) -> Any:
+    """The position; raises PunnetError REQUEST_INVALID for a token that is none of ours."""
+    try:
+        position = json.loads(base64.b64decode(token.encode("ascii"), altchars=b"-_", validate=True))
+        fits = isinstance(position, list) and [type(value) for value in position] == list(kinds)
+    except (ValueError, binascii.Error, RecursionError):
+        fits = False
+    if not fits or any(isinstance(value, int) and not 0 <= value < 2**62 for value in position):
+        raise make_error(
+            "REQUEST_INVALID",
+            "Field page_token: it is none that this server gave.",
+            "Send the next_page_token of the page before, or none.",
+            {"field": "page_token"},
+        )
+    return tuple(position)
