@@ -1,0 +1,134 @@
+"""Stage plan: what a compression would take, from small measured samples of its stages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pu_engine.jsonform import to_json
+from pu_engine.plan_samples import (
+    Timed,
+    TimedStudent,
+    read_sample,
+    sample_size,
+    time_decoding,
+    time_scoring,
+    time_student,
+)
+from pu_engine.pool import open_pool
+from pu_engine.preprocessing import image_channels
+from pu_engine.progress import Progress
+from pu_engine.results import load, read_manifest, write_atomic
+from pu_engine.scorer import open_scorer
+from pu_engine.scoring import survey
+from pu_engine.types import Plan, PlanInputs, SelectionOptions, StageEstimate, Teacher
+
+FILE = "plan.json"
+PARITY_IMAGES = 256
+SCRATCH = ".timed"
+MIB = 2**20
+PROCESS_BYTES = 350 * MIB  # a process that has imported torch and onnxruntime
+# Measured on one core of an AMD EPYC server, 2026; they don't grow with the pool or the training.
+EXPORT_SECONDS, EXPORT_BYTES = 25.0, 900 * MIB
+VERIFICATION_SECONDS, VERIFICATION_BYTES = 15.0, 600 * MIB
+REPORT_SECONDS, REPORT_BYTES = 5.0, 300 * MIB
+SELECTION_SECONDS, SELECTION_SECONDS_AN_IMAGE = 40.0, 1e-3
+
+
+def run(inputs: PlanInputs, out: Path, progress: Progress) -> Plan:
+    """Time a sample of the pool and a few training steps, and write `plan.json`.
+
+    Raises:
+        EngineError: POOL_INVALID, IMAGE_REJECTED, STUDENT_UNKNOWN, STUDENT_UNSUPPORTED, REQUEST_INVALID,
+            POOL_TOO_POOR where the pool is empty.
+    """
+    pool = open_pool(inputs.pool)
+    labelled, matched = survey(inputs.images)
+    scorer = open_scorer(inputs.intake, "cpu", matched)
+    sample = read_sample(pool, sample_size(pool.pool.images, scorer.batch, inputs.threads))
+    scoring = time_scoring(scorer, sample, inputs.threads)
+    progress.update(1, 3, "sample")
+    side = inputs.student.size or max(scorer.teacher.preprocessing.height, scorer.teacher.preprocessing.width)
+    decoding = time_decoding(sample, side, image_channels(scorer.teacher.preprocessing))
+    progress.update(2, 3, "sample")
+    # Only now: selection and students import torch, which scoring's memory does not hold.
+    picked = planned_picks(inputs, pool.pool.images, scorer.teacher.classes)
+    student = time_student(inputs, scorer.teacher, side, out / SCRATCH)
+    progress.update(3, 3, "sample")
+    stages = estimate_stages(
+        inputs, pool_images=pool.pool.images, labelled=labelled, picked=picked, passes=len(scorer.views) + 1,
+        scoring=scoring, decoding=decoding, student=student,
+    )  # fmt: skip
+    plan = Plan(
+        picked=picked,
+        pool_images=pool.pool.images,
+        student=student.name,
+        parameters=student.parameters,
+        macs=student.macs,
+        stages=stages,
+        seconds=sum(stage.seconds for stage in stages),
+        artifacts=(FILE,),
+    )
+    write_atomic(out / FILE, json.dumps(to_json(plan), indent=1).encode())
+    return plan
+
+
+def estimate_stages(
+    inputs: PlanInputs, *, pool_images: int, labelled: int, picked: int, passes: int, scoring: Timed, decoding: Timed,
+    student: TimedStudent,
+) -> tuple[StageEstimate, ...]:  # fmt: skip
+    """Seconds and memory of each stage of a compression, in its order."""
+    intake, steps = read_manifest(Path(inputs.intake.path)), inputs.distillation.steps
+    gathered = picked + labelled + min(PARITY_IMAGES, pool_images)
+    fixed = "an allowance measured on another machine; it does not grow with the pool or the training"
+    rows = (
+        ("intake", intake["seconds"], intake["peak_memory_bytes"], "measured: this teacher's intake"),
+        (
+            "scoring", scoring.seconds_each * (pool_images + labelled), scoring.peak_bytes,
+            f"{scoring.sample} pool images timed, {passes} passes of the teacher each",
+        ),
+        (
+            "selection", SELECTION_SECONDS + SELECTION_SECONDS_AN_IMAGE * pool_images,
+            PROCESS_BYTES + feature_bytes(inputs, pool_images),
+            "an allowance measured on another machine, growing with the pool",
+        ),
+        (
+            "gathering", decoding.seconds_each * gathered / inputs.threads, scoring.peak_bytes,
+            f"{decoding.sample} pool images decoded",
+        ),
+        (
+            "distillation", student.step.seconds_each * steps, student.step.peak_bytes,
+            f"{student.step.sample} training steps timed, {steps} asked for",
+        ),
+        ("export", EXPORT_SECONDS, EXPORT_BYTES, fixed),
+        ("verification", VERIFICATION_SECONDS, VERIFICATION_BYTES, fixed),
+        ("report", REPORT_SECONDS, REPORT_BYTES, fixed),
+    )  # fmt: skip
+    return tuple(
+        StageEstimate(stage=stage, seconds=float(seconds), memory_bytes=int(memory), how=how)
+        for stage, seconds, memory, how in rows
+    )
+
+
+def planned_picks(inputs: PlanInputs, pool_images: int, classes: int) -> int:
+    """How many images selection would pick by its own rule, junk not counted."""
+    from pu_engine.selection import check_options, default_count
+
+    check_options(inputs.selection)
+    options, training = inputs.selection, inputs.distillation
+    draws = int(training.steps * training.batch_size * (1.0 - training.labelled_share))
+    return expected_picks(options, pool_images, max(default_count(pool_images, draws), classes))
+
+
+def expected_picks(options: SelectionOptions, pool_images: int, default: int) -> int:
+    """Picks by the options' count or threshold, else `default`; never more than the pool has."""
+    if options.rule == "threshold" and options.threshold is not None:
+        above = round((1.0 - options.threshold) * pool_images)
+        return above if options.count is None else min(above, options.count)
+    return min(pool_images, default if options.count is None else options.count)
+
+
+def feature_bytes(inputs: PlanInputs, pool_images: int) -> int:
+    """What selection keeps of the pool's features in float32, three copies of a view at most."""
+    width = sum(tap.width for tap in load(Teacher, inputs.intake.path).taps)
+    return 3 * 4 * width * pool_images

@@ -1,0 +1,150 @@
+"""Small timed samples of scoring, gathering and distillation, for the plan."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from pu_engine.errors import EngineError
+from pu_engine.images import decode_resized
+from pu_engine.pool import PoolReader
+from pu_engine.prefetch import prefetched
+from pu_engine.preprocessing import image_channels
+from pu_engine.scorer import Scorer
+from pu_engine.scoring import batches
+from pu_engine.types import PlanInputs, Teacher, TrainingSet
+
+SAMPLE_IMAGES = 64
+BATCHES_A_WORKER = 2  # fewer would not show workers beside each other
+TIMED_STEPS, UNTIMED_STEPS = 8, 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """A measured rate and the process's peak memory after it."""
+
+    seconds_each: float
+    peak_bytes: int
+    sample: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimedStudent:
+    """The student that would be trained, and its steps."""
+
+    name: str
+    parameters: int
+    macs: int
+    step: Timed
+
+
+class StepClock:
+    """A progress that notes when each training step ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def update(self, done: int, total: int, unit: str, metrics: Mapping[str, float] | None = None) -> None:
+        self.ends.append(time.perf_counter())
+
+    def warn(self, text: str) -> None:
+        """A timed training's warnings say nothing of the real one."""
+
+
+def sample_size(pool_images: int, batch: int, threads: int) -> int:
+    """Images to time: whole batches for every worker where the pool has them."""
+    return min(pool_images, max(SAMPLE_IMAGES, BATCHES_A_WORKER * threads * batch))
+
+
+def read_sample(pool: PoolReader, count: int) -> list[bytes]:
+    """Images spread evenly over the pool.
+
+    Raises:
+        EngineError: POOL_TOO_POOR for an empty pool.
+    """
+    if not count:
+        raise EngineError("POOL_TOO_POOR", f"The pool {pool.pool.name!r} has no images.", "Choose another pool.")
+    rows = np.linspace(0, pool.pool.images - 1, count).round().astype(int).tolist()
+    return [data for _, data in pool.read(rows)]
+
+
+def time_scoring(scorer: Scorer, sample: list[bytes], threads: int) -> Timed:
+    """Seconds an image of scoring with as many workers: decoding, image, mirror and the matched view."""
+
+    def score(batch: list[bytes]) -> int:
+        return len(scorer.score(batch, labelled=False)[0])
+
+    score(sample[: scorer.batch])  # the first run also plans memory
+    started = time.perf_counter()
+    done = sum(prefetched(score, batches(sample, scorer.batch), threads))
+    return Timed(seconds_each=(time.perf_counter() - started) / done, peak_bytes=peak_bytes(), sample=done)
+
+
+def time_decoding(sample: list[bytes], side: int, channels: int) -> Timed:
+    """Seconds an image of bringing pool images to training size."""
+    started = time.perf_counter()
+    for data in sample:
+        decode_resized(data, side, side, channels)
+    return Timed(
+        seconds_each=(time.perf_counter() - started) / len(sample), peak_bytes=peak_bytes(), sample=len(sample)
+    )
+
+
+def time_student(inputs: PlanInputs, teacher: Teacher, side: int, scratch: Path) -> TimedStudent:
+    """Build the student that the options ask for and time steps of its real training loop on noise.
+
+    Raises:
+        EngineError: STUDENT_UNKNOWN, STUDENT_UNSUPPORTED, REQUEST_INVALID.
+    """
+    import torch
+
+    from pu_engine.batches import Part
+    from pu_engine.distillation import check_options, describe
+    from pu_engine.student_choice import choose
+    from pu_engine.students import build
+    from pu_engine.training import Task, repeatable, train
+
+    check_options(inputs.distillation)
+    shutil.rmtree(scratch, ignore_errors=True)  # a killed run's
+    scratch.mkdir(parents=True)
+    channels, classes = image_channels(teacher.preprocessing), teacher.classes
+    generator = np.random.default_rng(inputs.seed)
+    count = min(inputs.distillation.batch_size, SAMPLE_IMAGES)
+    noise = Part(
+        images=generator.integers(0, 256, (count, side, side, channels), np.uint8),
+        targets=generator.normal(size=(count, 2, classes)).astype(np.float32),
+        labels=generator.integers(0, classes, count),
+    )
+    arrays = TrainingSet(
+        size=side, channels=channels, classes=classes, labelled=count, picked=count, held_out=count, parity=count
+    )
+    with repeatable(inputs.threads):
+        name, _ = choose(inputs.student, size=side, channels=channels, classes=classes, scratch=scratch)
+        torch.manual_seed(inputs.seed)
+        module = build(name, side, channels, classes)
+        spec = describe(name, module, arrays, teacher.class_names)
+        task = Task(
+            labelled=noise, picked=noise, held_out=noise, preprocessing=spec.preprocessing,
+            options=replace(inputs.distillation, steps=UNTIMED_STEPS + TIMED_STEPS), seed=inputs.seed,
+            checkpoint_steps=UNTIMED_STEPS + TIMED_STEPS, key="plan",
+        )  # fmt: skip
+        clock = StepClock()
+        train(module, task, scratch, clock)
+    shutil.rmtree(scratch)
+    gaps = np.diff(clock.ends)[UNTIMED_STEPS - 1 :]
+    step = Timed(seconds_each=statistics.median(gaps.tolist()), peak_bytes=peak_bytes(), sample=len(gaps))
+    return TimedStudent(name=name, parameters=spec.parameters, macs=spec.macs, step=step)
+
+
+def peak_bytes() -> int:
+    """The largest resident memory of this process so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,211 @@
+"""The plan: the rule for picks, and estimates that follow from timed samples."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from pu_engine import ingest, plan, plan_samples
+from pu_engine.errors import EngineError
+from pu_engine.jsonform import from_json, to_json
+from pu_engine.pool import open_pool, pool_folder
+from pu_engine.progress import SilentProgress
+from pu_engine.results import build_manifest, file_sha256
+from pu_engine.types import (
+    DistillationOptions,
+    File,
+    Folder,
+    IngestInputs,
+    LabelledFile,
+    LabelledImages,
+    Plan,
+    PlanInputs,
+    Preprocessing,
+    SelectionOptions,
+    StudentOptions,
+    Tap,
+    Teacher,
+)
+
+POOL_IMAGES, SIDE, CLASSES = 20, 8, 3
+PIXELS = Preprocessing(
+    layout="NCHW", channels="GRAY", scale=1 / 255, mean=(0.0,), std=(1.0,), dtype="float32", height=SIDE, width=SIDE
+)
+TEACHER = Teacher(
+    preprocessing=PIXELS, output="logits", batch=None, classes=CLASSES, class_order={"0": 0, "1": 1, "2": 2},
+    class_names=("0", "1", "2"), taps=(Tap(name="tap0", source="flat", width=SIDE * SIDE),), accuracy=1.0,
+    accuracy_low=0.9, accuracy_high=1.0, images=6, hypotheses=(), parameters=192, macs=192, opset=20, producer="test",
+    teacher_sha256="0" * 64, teacher_bytes=1000, display_name="linear.onnx",
+)  # fmt: skip
+
+
+def png(generator: np.random.Generator) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(generator.integers(0, 255, (SIDE, SIDE), np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def linear_teacher() -> onnx.ModelProto:
+    weights = np.random.default_rng(0).normal(size=(SIDE * SIDE, CLASSES)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Flatten", ["input"], ["tap0"]), helper.make_node("MatMul", ["tap0", "w"], ["logits"])],
+        "linear",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 1, SIDE, SIDE])],
+        [
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", CLASSES]),
+            helper.make_tensor_value_info("tap0", TensorProto.FLOAT, ["batch", SIDE * SIDE]),
+        ],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> PlanInputs:
+    root, generator = tmp_path_factory.mktemp("plan"), np.random.default_rng(0)
+    intake, pool = root / "intake", root / "pool"
+    intake.mkdir()
+    pool.mkdir()
+    onnx.save(linear_teacher(), intake / "tapped.onnx")
+    manifest = build_manifest(intake, TEACHER, {"seconds": 2.5, "peak_memory_bytes": 10**8})
+    (intake / "manifest.json").write_text(json.dumps(manifest))
+    with tarfile.open(root / "pool.tar", "w") as tar:
+        for number in range(POOL_IMAGES):
+            data = png(generator)
+            entry = tarfile.TarInfo(f"{number}.png")
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    tar_file = File(path=str(root / "pool.tar"), sha256=file_sha256(root / "pool.tar"))
+    ingest.run(IngestInputs(name="noise", tars=(tar_file,)), pool, SilentProgress())
+    files = []
+    for number in range(6):
+        path = root / f"{number}.png"
+        path.write_bytes(png(generator))
+        image = File(path=str(path), sha256=file_sha256(path))
+        files.append(LabelledFile(label=str(number % CLASSES), image=image))
+    return PlanInputs(
+        intake=Folder(path=str(intake), sha256=manifest["digest"]),
+        pool=pool_folder(pool),
+        images=LabelledImages(files=tuple(files)),
+        student=StudentOptions(name="cifar_resnet8"),
+        distillation=DistillationOptions(steps=200, batch_size=8),
+    )
+
+
+@pytest.fixture(scope="module")
+def planned(inputs: PlanInputs, tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path]:
+    out = tmp_path_factory.mktemp("out")
+    return plan.run(inputs, out, SilentProgress()), out
+
+
+def test_plan_lists_the_stages_of_a_compression_in_order(planned: tuple[Plan, Path]) -> None:
+    assert [s.stage for s in planned[0].stages] == [
+        "intake", "scoring", "selection", "gathering", "distillation", "export", "verification", "report"
+    ]  # fmt: skip
+
+
+def test_plan_file_is_the_result(planned: tuple[Plan, Path]) -> None:
+    made, out = planned
+    assert from_json(Plan, json.loads((out / "plan.json").read_text())) == made
+    assert [p.name for p in out.iterdir()] == ["plan.json"]
+
+
+def test_every_figure_is_positive_and_says_what_it_rests_on(planned: tuple[Plan, Path]) -> None:
+    for stage in planned[0].stages:
+        assert stage.seconds > 0
+        assert stage.memory_bytes > 0
+        assert stage.how
+    assert planned[0].seconds == pytest.approx(sum(s.seconds for s in planned[0].stages))
+
+
+def test_intake_counts_what_it_took(planned: tuple[Plan, Path]) -> None:
+    intake = planned[0].stages[0]
+    assert (intake.seconds, intake.memory_bytes) == (2.5, 10**8)
+
+
+def test_student_is_counted_at_the_teachers_size(planned: tuple[Plan, Path]) -> None:
+    assert planned[0].student == "cifar_resnet8"
+    assert 60_000 < planned[0].parameters < 80_000
+    assert 500_000 < planned[0].macs < 1_000_000
+
+
+def test_picks_follow_selections_own_rule(planned: tuple[Plan, Path]) -> None:
+    # 200 steps of 8, a quarter labelled: 1,200 draws; at 40 passes more than the pool's 20 images.
+    assert planned[0].picked == POOL_IMAGES
+
+
+def test_twice_the_steps_take_twice_the_distillation(inputs: PlanInputs) -> None:
+    timed = plan_samples.Timed(seconds_each=0.5, peak_bytes=1, sample=8)
+    student = plan_samples.TimedStudent(name="x", parameters=1, macs=1, step=timed)
+
+    def seconds(steps: int) -> float:
+        changed = replace(inputs, distillation=replace(inputs.distillation, steps=steps))
+        stages = plan.estimate_stages(
+            changed, pool_images=20, labelled=6, picked=10, passes=2, scoring=timed, decoding=timed, student=student
+        )
+        return {s.stage: s.seconds for s in stages}["distillation"]
+
+    assert (seconds(100), seconds(200)) == (50.0, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "picks"),
+    [
+        (SelectionOptions(), 80),
+        (SelectionOptions(count=30), 30),
+        (SelectionOptions(count=3000), 1000),
+        (SelectionOptions(rule="threshold", threshold=0.75), 250),
+        (SelectionOptions(rule="threshold", threshold=0.75, count=40), 40),
+        (SelectionOptions(rule="top"), 80),
+    ],
+)
+def test_expected_picks(options: SelectionOptions, picks: int) -> None:
+    assert plan.expected_picks(options, 1000, 80) == picks
+
+
+def test_sample_keeps_every_worker_busy() -> None:
+    assert plan_samples.sample_size(40_000, batch=64, threads=4) == 512
+    assert plan_samples.sample_size(40_000, batch=4, threads=2) == 64
+    assert plan_samples.sample_size(10, batch=64, threads=4) == 10
+
+
+def test_sample_is_spread_over_the_pool(inputs: PlanInputs) -> None:
+    pool = open_pool(inputs.pool)
+    wanted = [data for _, data in pool.read([0, 19])]
+    assert plan_samples.read_sample(pool, 2) == wanted
+
+
+def test_step_clock_notes_each_step() -> None:
+    clock = plan_samples.StepClock()
+    clock.update(1, 2, "step")
+    time.sleep(0.002)
+    clock.update(2, 2, "step")
+    assert clock.ends[1] - clock.ends[0] >= 0.002
+
+
+def test_plan_refuses_what_the_stages_would_refuse(inputs: PlanInputs, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="no_such") as unknown:
+        plan.run(replace(inputs, student=StudentOptions(name="no_such")), tmp_path, SilentProgress())
+    assert unknown.value.code == "STUDENT_UNKNOWN"
+    wrong = replace(inputs, selection=SelectionOptions(rule="threshold"))
+    with pytest.raises(EngineError, match="threshold") as invalid:
+        plan.run(wrong, tmp_path, SilentProgress())
+    assert invalid.value.code == "REQUEST_INVALID"
+
+
+def test_plan_runs_over_a_killed_runs_leftovers(inputs: PlanInputs, tmp_path: Path) -> None:
+    (tmp_path / plan.SCRATCH).mkdir()
+    (tmp_path / plan.SCRATCH / "step-00000000.json").write_text("{")
+    (tmp_path / "plan.json").write_text("half")
+    made = plan.run(inputs, tmp_path, SilentProgress())
+    assert json.loads((tmp_path / "plan.json").read_text()) == to_json(made)
