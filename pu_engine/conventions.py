@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +11,8 @@ from numpy.typing import NDArray
 
 from pu_engine.errors import EngineError
 from pu_engine.graph_surgery import ModelInput, not_a_classifier
-from pu_engine.labels import ClassOrder, Scores, assign
-from pu_engine.preprocessing import image_channels, model_input
+from pu_engine.labels import ClassOrder, Scores, best_order
+from pu_engine.preprocessing import model_input
 from pu_engine.taps import CHANNELS_FIRST, TO_CHANNELS_FIRST, TO_CHANNELS_LAST
 from pu_engine.types import Hypothesis, Preprocessing, StatedPreprocessing
 
@@ -22,7 +21,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR_MEAN, CIFAR_STD, OTHER_CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), (0.2023, 0.1994, 0.2010)
 CAFFE_MEAN = (123.68, 116.779, 103.939)
 # (scale, mean, std) of value = (pixel * scale - mean) / std, in RGB order. Half-half on 0..1 is the same as -1..1.
-COLOUR_SCALINGS = (
+Scaling = tuple[float, tuple[float, ...], tuple[float, ...]]
+COLOUR_SCALINGS: tuple[Scaling, ...] = (
     (UNIT, (0.0,) * 3, (1.0,) * 3),
     (1.0, (0.0,) * 3, (1.0,) * 3),
     (1 / 127.5, (1.0,) * 3, (1.0,) * 3),
@@ -33,7 +33,7 @@ COLOUR_SCALINGS = (
     (1.0, CAFFE_MEAN, (1.0,) * 3),
     (1.0, (128.0,) * 3, (1.0,) * 3),
 )
-GRAY_SCALINGS = (
+GRAY_SCALINGS: tuple[Scaling, ...] = (
     (UNIT, (0.0,), (1.0,)),
     (1.0, (0.0,), (1.0,)),
     (1 / 127.5, (1.0,), (1.0,)),
@@ -42,6 +42,9 @@ GRAY_SCALINGS = (
     (1.0, (128.0,), (1.0,)),
     (16 / 255, (0.0,), (1.0,)),  # scikit-learn's digits
 )
+CHANNEL_ORDERS = ("RGB", "BGR", "GRAY")
+# Where the model leaves its size free: small images as they are, larger ones as most networks take them.
+LARGEST_NATIVE, USUAL_SIDE = 128, 224
 INTEGER_SCALINGS = {"uint8": (1.0, 0.0, 1.0), "int8": (1.0, 128.0, 1.0)}
 TEMPERATURES = 2.0 ** np.arange(-6, 15)  # some teachers' logits reach 9000
 WILSON_Z, CHANCE_Z = 1.96, 2.58
@@ -65,11 +68,20 @@ class Trial:
         return float(self.losses.mean())
 
 
-def layout(model: Any, source: ModelInput, stated: str | None) -> str:
-    """NCHW, NHWC or flat: what the first operators take the input for; its shape only where they do not say."""
-    if stated is not None:
-        return stated
-    if len(source.dims) == 2:
+def layout(model: Any, source: ModelInput, stated: StatedPreprocessing) -> str:
+    """NCHW, NHWC or flat: what the first operators take the input for; its shape only where they do not say.
+
+    Raises:
+        EngineError: REQUEST_INVALID where the stated layout or channels can't be.
+    """
+    possible = ("flat",) if len(source.dims) == 2 else ("NCHW", "NHWC")
+    if stated.layout is not None and stated.layout not in possible:
+        raise _contradiction("layout", stated.layout, " or ".join(possible))
+    if stated.channels is not None and stated.channels not in CHANNEL_ORDERS:
+        raise _contradiction("channels", stated.channels, " or ".join(CHANNEL_ORDERS))
+    if stated.layout is not None:
+        return stated.layout
+    if possible == ("flat",):
         return "flat"
     readers: dict[str, list[Any]] = {}
     for node in model.graph.node:
@@ -103,12 +115,27 @@ def image_shape(
         return _flat_shape(source, stated)
     positions = (2, 3, 1) if where == "NCHW" else (1, 2, 3)
     height, width, channels = (source.dims[p] for p in positions)
-    height = height or stated.height or native[0]
-    width = width or stated.width or native[1]
+    for what, fixed, said in (("height", height, stated.height), ("width", width, stated.width)):
+        if fixed and said and fixed != said:
+            raise _contradiction(what, said, fixed)
+    side = native if native[0] * native[1] <= LARGEST_NATIVE**2 else (USUAL_SIDE, USUAL_SIDE)
+    height, width = height or stated.height or side[0], width or stated.width or side[1]
     channels = channels or (1 if stated.channels == "GRAY" else 3)
     if channels not in (1, 3):
         raise not_a_classifier(f"The input {source.name!r} has {channels} channels; 1 or 3 are expected.")
+    if stated.channels is not None and (stated.channels == "GRAY") != (channels == 1):
+        raise _contradiction("channels", stated.channels, f"{channels} channels")
     return height, width, channels
+
+
+def _contradiction(what: str, said: object, fixed: object) -> EngineError:
+    return EngineError(
+        "REQUEST_INVALID",
+        f"The stated {what} is {said}, but the teacher takes {fixed}.",
+        f"Leave the {what} out, or state the teacher's own.",
+        stated=said,
+        actual=fixed,
+    )
 
 
 def _flat_shape(source: ModelInput, stated: StatedPreprocessing) -> tuple[int, int, int]:
@@ -131,8 +158,8 @@ def hypotheses(where: str, dtype: str, shape: tuple[int, int, int], stated: Stat
         orders = (stated.channels,)
     scalings = COLOUR_SCALINGS if channels == 3 else GRAY_SCALINGS
     if dtype in INTEGER_SCALINGS:
-        scale, mean, std = INTEGER_SCALINGS[dtype]
-        scalings = ((scale, (mean,) * channels, (std,) * channels),)
+        only_scale, only_mean, only_std = INTEGER_SCALINGS[dtype]
+        scalings = ((only_scale, (only_mean,) * channels, (only_std,) * channels),)
     found: dict[Preprocessing, None] = {}
     for order in orders:
         for scale, mean, std in scalings:
@@ -158,6 +185,8 @@ def _broadcast(values: tuple[float, ...], channels: int, what: str) -> tuple[flo
             f"The stated {what} has {len(values)} values for {channels} channels.",
             f"State one {what}, or one for each channel.",
         )
+    if what == "std" and not all(values):
+        raise EngineError("REQUEST_INVALID", "The stated std holds a 0.", "State what pixels are divided by.")
     return values if len(values) == channels else values * channels
 
 
@@ -208,12 +237,8 @@ def try_all(
 
 
 def _trial(preprocessing: Preprocessing, scores: Scores, labels: Sequence[str], orders: Sequence[ClassOrder]) -> Trial:
-    tried = list(orders)
-    if not any(order.source in ("stated", "integers") for order in orders):
-        tried.append(assign(scores, labels))
-    rows = [(losses(scores, order.of(labels)), order) for order in tried]
-    best, order = min(rows, key=lambda row: row[0].mean())
-    return Trial(preprocessing=preprocessing, scores=scores, order=order, losses=best)
+    order = best_order(scores, labels, orders)
+    return Trial(preprocessing=preprocessing, scores=scores, order=order, losses=losses(scores, order.of(labels)))
 
 
 def table(trials: Sequence[Trial], labels: Sequence[str]) -> tuple[Hypothesis, ...]:
@@ -274,14 +299,3 @@ def describe(preprocessing: Preprocessing) -> str:
     """One line for warnings and tables."""
     mean, std = (", ".join(f"{v:g}" for v in values) for values in (preprocessing.mean, preprocessing.std))
     return f"{preprocessing.channels} (pixel * {preprocessing.scale:.6g} - [{mean}]) / [{std}]"
-
-
-def with_size(preprocessing: Preprocessing, height: int, width: int) -> Preprocessing:
-    """The same preprocessing at another image size."""
-    return dataclasses.replace(preprocessing, height=height, width=width)
-
-
-def random_images(count: int, preprocessing: Preprocessing, generator: np.random.Generator) -> NDArray[Any]:
-    """Model input of images of noise, for questions that any image answers."""
-    size = (count, preprocessing.height, preprocessing.width, image_channels(preprocessing))
-    return model_input(generator.integers(0, 256, size, np.uint8), preprocessing)

@@ -196,7 +196,8 @@ def canonical(model: Any, tail: ScoreTail, logits: NDArray[Any], dims: Sequence[
     if probabilities:
         steps += [("Clip", {"min": LOWEST_PROBABILITY, "max": 1.0}), ("Log", {})]
     steps = steps or [("Identity", {})]
-    for index, (operator, attributes) in enumerate(steps):
+    for index, (operator, settings) in enumerate(steps):
+        attributes = settings
         target = LOGITS if index == len(steps) - 1 else f"{LOGITS}_{index}"
         inputs = [last]
         if operator == "Clip" and opset(result) >= OPSET_WITH_CLIP_INPUTS:

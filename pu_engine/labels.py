@@ -13,6 +13,7 @@ from pu_engine.errors import EngineError
 MAX_ASSIGNED = 300  # the assignment takes cubic time
 # An assignment is fitted to the images, so it has to be better than an order that is not, by this much accuracy.
 ASSIGNMENT_MARGIN = 0.05
+ASSIGNMENT_IMAGES = 3  # a label; with fewer, the halves that check an assignment say nothing
 
 Scores = NDArray[np.float64]
 
@@ -155,32 +156,39 @@ def accuracy(scores: Scores, order: ClassOrder, labels: Sequence[str]) -> float:
     return float((scores.argmax(axis=1) == order.of(labels)).mean())
 
 
-def settle(scores: Scores, labels: Sequence[str], orders: Sequence[ClassOrder]) -> ClassOrder:
-    """The order that the images bear out: a thought-of one, unless an assignment is clearly better.
+def best_order(scores: Scores, labels: Sequence[str], orders: Sequence[ClassOrder]) -> ClassOrder:
+    """A thought-of order, unless an assignment is clearly better on images that it was not fitted to.
 
     Args:
-        scores: [n, K] logits under the right preprocessing. orders: `candidate_orders`; a stated one is final.
+        scores: [n, K] logits. orders: `candidate_orders`; a stated one is final.
 
     Raises:
-        EngineError: LABELS_UNMAPPABLE where an assigned label is never predicted as such.
+        EngineError: LABELS_UNMAPPABLE where no order can be thought of and the labels are too many to assign.
     """
-    if orders and orders[0].source == "stated":
-        return orders[0]
     best = max(orders, key=lambda order: accuracy(scores, order, labels), default=None)
     if best is not None:
-        best_accuracy = accuracy(scores, best, labels)
-        if len(best.index) > MAX_ASSIGNED or cross_accuracy(scores, labels) <= best_accuracy + ASSIGNMENT_MARGIN:
+        few = len(labels) < ASSIGNMENT_IMAGES * len(best.index)
+        if best.source == "stated" or few or len(best.index) > MAX_ASSIGNED:
             return best
-    order = assign(scores, labels)
+        if cross_accuracy(scores, labels) <= accuracy(scores, best, labels) + ASSIGNMENT_MARGIN:
+            return best
+    return assign(scores, labels)
+
+
+def check_seen(scores: Scores, labels: Sequence[str], order: ClassOrder) -> None:
+    """Refuse an assignment in which a label's images are never predicted as that label.
+
+    Raises:
+        EngineError: LABELS_UNMAPPABLE with the labels.
+    """
     right = scores.argmax(axis=1) == order.of(labels)
     names = np.array(labels)
     unseen = [name for name in order.index if not right[names == name].any()]
-    if unseen:
+    if order.source == "assigned" and unseen:
         raise unmappable(
             f"None of the images labelled {unseen[0]!r} is predicted as one and the same free class.",
             labels=", ".join(unseen),
         )
-    return order
 
 
 def cross_accuracy(scores: Scores, labels: Sequence[str]) -> float:

@@ -20,6 +20,7 @@ from pu_engine.graph_surgery import (
 from pu_engine.labels import unmappable
 
 SUM_ERROR = 1e-2
+SIGMOID_END = 60.0  # beyond it the sigmoid is 0 or 1 in float64 as well
 KINDS = {"Softmax": "probabilities", "Sigmoid": "probabilities", "LogSoftmax": "log_probabilities", "": "logits"}
 
 
@@ -44,7 +45,13 @@ def tails(model: Any) -> list[ScoreTail]:
 
 
 def choose(
-    model: Any, found: Sequence[ScoreTail], values: Mapping[str, NDArray[Any]], batch: int, labels: int, stated: int
+    model: Any,
+    found: Sequence[ScoreTail],
+    values: Mapping[str, NDArray[Any]],
+    *,
+    batch: int,
+    labels: int,
+    stated: int,
 ) -> ScoreOutput:
     """The output with one score a class.
 
@@ -118,12 +125,15 @@ def _numeric_kind(scores: NDArray[np.float64]) -> tuple[str, bool]:
 def as_in_file(logits: NDArray[np.float64], output: ScoreOutput) -> NDArray[np.float64]:
     """What the file's own output would be for these canonical logits: [n, K]."""
     shifted = logits - logits.max(axis=1, keepdims=True)
+    exponentials = np.exp(shifted)
+    sums = exponentials.sum(axis=1, keepdims=True)
+    scores = logits
     if output.logarithm:
-        return np.exp(logits)
-    if output.tail.normaliser == "Softmax":
-        return np.exp(shifted) / np.exp(shifted).sum(axis=1, keepdims=True)
-    if output.tail.normaliser == "LogSoftmax":
-        return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    if output.tail.normaliser == "Sigmoid":
-        return 1 / (1 + np.exp(-np.clip(logits, -60, 60)))
-    return logits
+        scores = np.exp(logits)
+    elif output.tail.normaliser == "Softmax":
+        scores = exponentials / sums
+    elif output.tail.normaliser == "LogSoftmax":
+        scores = shifted - np.log(sums)
+    elif output.tail.normaliser == "Sigmoid":
+        scores = 1 / (1 + np.exp(-np.clip(logits, -SIGMOID_END, SIGMOID_END)))
+    return scores

@@ -69,7 +69,7 @@ def classifier_input(model: Any) -> str | None:
     return None
 
 
-def map_layout(model: Any, tensor: str) -> str:
+def map_layout(model: Any, tensor: str, image_layout: str) -> str:
     """NCHW or NHWC of a 4-D tensor, by what made it; its shape alone would lie (16 x 16 x 16 exists)."""
     made, data = producers(model), data_tensors(model)
     name = tensor
@@ -87,29 +87,27 @@ def map_layout(model: Any, tensor: str) -> str:
         if not inputs:
             break
         name = inputs[0]
-    return "NCHW"
+    return image_layout
 
 
 def candidates(model: Any) -> list[str]:
-    """Cuts between the image and the classifier, first to last."""
-    found = cuts(model)
+    """Cuts between the first weights and the classifier, first to last; what only pads says nothing new."""
+    data, made = data_tensors(model), producers(model)
+    order = {name: index for index, node in enumerate(model.graph.node) for name in node.output}
+    products = [n.output[0] for n in model.graph.node if n.op_type in CLASSIFIERS and data.intersection(n.output)]
     vector = classifier_input(model)
-    made = producers(model)
-    kept = [name for name in found if name != LOGITS]
-    if vector in kept:
-        kept = kept[: kept.index(vector) + 1]
-    elif vector is not None:
-        # The classifier's input is no cut itself (its dequantised twin may be): keep what comes before it.
-        order = {name: index for index, node in enumerate(model.graph.node) for name in node.output}
-        kept = [name for name in kept if name in made and order[name] <= order.get(vector, -1)]
-    return [name for name in kept if name in made]
+    if vector is None or not products:
+        return []
+    first, last = order[products[0]], order.get(vector, -1)
+    return [name for name in cuts(model) if first <= order.get(name, -1) <= last and made[name].op_type != "Pad"]
 
 
-def choose(model: Any, names: Sequence[str], values: Mapping[str, NDArray[Any]]) -> list[Tap]:
+def choose(model: Any, names: Sequence[str], values: Mapping[str, NDArray[Any]], image_layout: str) -> list[Tap]:
     """Taps among the candidates, shallow to deep: the last of each of the deepest resolutions, and the last vector.
 
     Args:
-        names: `candidates(model)`. values: what each of them held in a run.
+        names: `candidates(model)`. values: what each of them, and the logits, held in a run.
+        image_layout: the teacher's, for tensors that no operator gives a meaning.
     """
     maps: dict[tuple[int, ...], tuple[str, str]] = {}
     tokens, vectors = [], []
@@ -118,7 +116,7 @@ def choose(model: Any, names: Sequence[str], values: Mapping[str, NDArray[Any]])
         if value.dtype not in (np.float32, np.float16):
             continue
         if value.ndim == 4:
-            layout = map_layout(model, name)
+            layout = map_layout(model, name, image_layout)
             size = value.shape[2:] if layout == "NCHW" else value.shape[1:3]
             maps.pop(size, None)  # so that insertion order is the order of the last cuts
             maps[size] = (name, layout)
@@ -137,6 +135,7 @@ def choose(model: Any, names: Sequence[str], values: Mapping[str, NDArray[Any]])
         if not (kind in ("NCHW", "NHWC") and values[name][0].size == widths[name] and widths[name] in vector_widths)
     ]
     if not chosen:
+        # A tree ensemble, or a single matrix: nothing but the scores describes the image.
         return [Tap(name=f"{TAP_PREFIX}0", source=f"{LOGITS}:vector", width=int(values[LOGITS].shape[1]))]
     return [
         Tap(name=f"{TAP_PREFIX}{index}", source=f"{name}:{kind}", width=widths[name])

@@ -1,0 +1,144 @@
+"""From the guarded model to the canonical one: surgery, and the runs that prove it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pu_engine import facts, forward, graph_surgery, score_output, taps
+from pu_engine.errors import EngineError
+from pu_engine.graph_surgery import INPUT, LOGITS
+from pu_engine.preprocessing import image_channels, model_input
+from pu_engine.score_output import ScoreOutput
+from pu_engine.types import Preprocessing, Tap
+
+PROOF_IMAGES = 5
+# Largest difference between k images at once and one by one, relative to the largest score (engines.md, section 3).
+BATCH_ERROR = {"float32": 1e-4, "float16": 5e-3, "uint8": 1e-4, "int8": 1e-4}
+PARITY_ERROR = 2e-3  # relative to the largest score
+# A tap on a quantised graph keeps onnxruntime from fusing operators, which then round at other places: 0.022 was
+# measured on an int8 ResNet-8.
+QUANTISED_PARITY_ERROR = 0.05
+QUANTISERS = ("QuantizeLinear", "DynamicQuantizeLinear")
+TINY = 1e-30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Canonical:
+    """The canonical model, with what was measured on the way to it."""
+
+    model: Any
+    tapped: Any
+    declared_batch: int | None  # of the file
+    batch: int | None  # that its scores need; None: any
+    output: ScoreOutput
+    taps: tuple[Tap, ...]
+    parameters: int
+    macs: int
+
+
+def canonicalise(
+    original: Any, example: Preprocessing, *, labels: int, stated: int, seed: int, threads: int
+) -> Canonical:
+    """Surgery on the score output, the proof of the batch, taps and facts. Images of noise answer all of it.
+
+    Args:
+        original: the guarded model with its constants hoisted.
+        example: any preprocessing with the teacher's layout, size and type.
+        labels: distinct labels of the images. stated: class names stated, 0 for none.
+
+    Raises:
+        EngineError: TEACHER_NOT_A_CLASSIFIER, LABELS_UNMAPPABLE, MODEL_BAD_GRAPH, PARITY_FAILED.
+    """
+    generator = np.random.default_rng(seed)
+    declared = graph_surgery.image_input(original).dims[0]
+    batch = declared or 1
+    rows = noise(batch, example, generator)
+    tails = score_output.tails(original)
+    names = list(dict.fromkeys(name for tail in tails for name in (tail.output, tail.logits)))
+    values = forward.observe(original, names, rows, threads)
+    output = score_output.choose(original, tails, values, batch=batch, labels=labels, stated=stated)
+    fixed = graph_surgery.canonical(
+        original, output.tail, values[output.tail.logits], rows.shape, probabilities=output.logarithm
+    )
+    cuts = taps.candidates(fixed)
+    observed = forward.observe(fixed, list(dict.fromkeys([*cuts, *facts.shape_names(fixed), LOGITS])), rows, threads)
+    observed[INPUT] = rows
+    chosen = taps.choose(fixed, cuts, observed, example.layout)
+    proof = noise(PROOF_IMAGES, example, generator)
+    freed = graph_surgery.free_batch(fixed, rewrite=declared is not None)
+    alone = forward.run_rows(forward.stranger_session(fixed, threads), proof, batch)[0]
+    free = _same_together(taps.tapped(freed, chosen), proof, alone, BATCH_ERROR[example.dtype], threads)
+    model = freed if free else fixed
+    return Canonical(
+        model=model,
+        tapped=taps.tapped(model, chosen),
+        declared_batch=declared,
+        batch=None if free else batch,
+        output=output,
+        taps=tuple(chosen),
+        parameters=facts.parameters(fixed),
+        macs=facts.macs(fixed, observed, batch),
+    )
+
+
+def noise(count: int, preprocessing: Preprocessing, generator: np.random.Generator) -> NDArray[Any]:
+    """Model input of images of noise, for questions that any image answers."""
+    size = (count, preprocessing.height, preprocessing.width, image_channels(preprocessing))
+    return model_input(generator.integers(0, 256, size, np.uint8), preprocessing)
+
+
+def _same_together(tapped: Any, rows: NDArray[Any], alone: NDArray[Any], bound: float, threads: int) -> bool:
+    """Whether several images at once get the scores that each gets alone, the taps being there."""
+    try:
+        together = forward.run_rows(forward.stranger_session(tapped, threads), rows, None)
+    except EngineError:
+        return False  # something in the graph insists on the old batch
+    if any(len(output) != len(rows) for output in together) or together[0].shape != alone.shape:
+        return False
+    # Noise may overflow what images do not; then the images of the probe decide.
+    usable = np.isfinite(alone) & np.isfinite(together[0])
+    largest = float(np.abs(alone[usable]).max(initial=TINY))
+    return float(np.abs(together[0][usable] - alone[usable]).max(initial=0.0)) <= bound * largest
+
+
+def check_parity(
+    original: Any, canonical: Canonical, values: NDArray[Any], logits: NDArray[np.float64], threads: int
+) -> None:
+    """Both copies must say what the file says, once their logits are put back into its kind of scores.
+
+    Args:
+        values: [n, ...] the teacher's input. logits: [n, K] of the canonical model on them.
+
+    Raises:
+        EngineError: PARITY_FAILED.
+    """
+    output = canonical.output
+    session = forward.stranger_session(forward.with_outputs(original, [output.tail.output]), threads)
+    theirs = forward.run_rows(session, values, canonical.declared_batch or canonical.batch)[0].reshape(len(values), -1)
+    theirs = (theirs.astype(np.float64) - output.tail.zero_point) * output.tail.scale
+    few = values[:PROOF_IMAGES]
+    tapped = forward.run_rows(forward.stranger_session(canonical.tapped, threads), few, canonical.batch)[0]
+    quantised = any(node.op_type in QUANTISERS for node in original.graph.node)
+    share = QUANTISED_PARITY_ERROR if quantised else PARITY_ERROR
+    bound = PARITY_ERROR * float(np.abs(theirs).max()) + output.tail.step
+    _check_close("teacher -> canonical", score_output.as_in_file(logits, output), theirs, bound)
+    _check_close(
+        "canonical -> tapped", tapped.astype(np.float64), logits[: len(few)], share * float(np.abs(logits).max())
+    )
+
+
+def _check_close(hop: str, ours: NDArray[np.float64], theirs: NDArray[np.float64], bound: float) -> None:
+    error = float(np.abs(ours - theirs).max()) if ours.shape == theirs.shape else float("inf")
+    if not error <= bound:
+        raise EngineError(
+            "PARITY_FAILED",
+            f"Scores differ by up to {error:.3g} on the hop {hop}; {bound:.3g} is allowed.",
+            "Export the teacher with its logits as output.",
+            hop=hop,
+            error=error,
+            bound=bound,
+        )
