@@ -6,13 +6,11 @@ gives features only, because it ruins the teacher's own scores. A shard whose fi
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import median_low
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +25,7 @@ from pu_engine.scorer import MatchedJpeg, Scorer, open_scorer
 from pu_engine.types import LabelledImages, Scores, ScoringInputs
 
 LABELLED = "labelled"
-T = TypeVar("T")
+BATCH_BYTES = 16 * 2**20  # several batches wait in memory; photographs have megabytes each
 
 
 def run(inputs: ScoringInputs, out: Path, progress: Progress) -> Scores:
@@ -130,8 +128,18 @@ def _score_part(
             yield len(logits)
 
 
-def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of `size` items in order; the last one may be shorter."""
-    iterator = iter(items)
-    while batch := list(itertools.islice(iterator, size)):
+def batches(images: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
+    """Lists of at most `size` encoded images in order, cut earlier where they are large.
+
+    The cut depends on the images alone, so that a repeated run has the same batches.
+    """
+    batch: list[bytes] = []
+    held = 0
+    for data in images:
+        if len(batch) == size or (batch and held + len(data) > BATCH_BYTES):
+            yield batch
+            batch, held = [], 0
+        batch.append(data)
+        held += len(data)
+    if batch:
         yield batch

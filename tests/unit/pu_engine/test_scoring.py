@@ -215,6 +215,14 @@ def test_batch_follows_the_image_size(inputs: ScoringInputs, side: int, batch: i
     assert replace(opened, teacher=replace(opened.teacher, preprocessing=preprocessing)).batch == batch
 
 
+def test_batches_end_at_their_count_or_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "BATCH_BYTES", 10)
+    sizes = [1, 1, 1, 1, 6, 6, 30, 2]
+    found = [[len(data) for data in batch] for batch in scoring.batches((b"x" * n for n in sizes), 3)]
+    assert found == [[1, 1, 1], [1, 6], [6], [30], [2]]
+    assert list(scoring.batches([], 3)) == []
+
+
 def test_large_features_are_clipped_not_infinite(inputs: ScoringInputs) -> None:
     import onnx
     from onnx import numpy_helper
