@@ -82,14 +82,14 @@ def run(inputs: VerificationInputs, out: Path, progress: Progress) -> Verdicts:
     latencies = measure_latencies(Path(inputs.intake.path), teacher, Path(inputs.export.path) / fp32.path, spec)
     progress.update(3, 3, "hop")
 
-    n = len(chain.held_out)
-    student_accuracy = compression.accuracy_after or 0.0
+    n, labels = len(chain.held_out), chain.held_out.labels
+    student_accuracy = accuracy(predict(module, chain.held_out.images, spec.preprocessing).numpy(), labels)
     low, high = wilson_interval(student_accuracy, n)
     return Verdicts(
         verdicts=(compression, parity),
         latencies=latencies,
         recommended=fp32.name,
-        teacher_accuracy=compression.accuracy_before or 0.0,
+        teacher_accuracy=accuracy(chain.held_out.targets[:, 0], labels),
         student_accuracy=student_accuracy,
         student_accuracy_low=low,
         student_accuracy_high=high,

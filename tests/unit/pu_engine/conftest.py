@@ -13,10 +13,15 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
+from pu_engine.distillation import run as run_distillation
+from pu_engine.export import run as run_export
+from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest
 from pu_engine.types import (
     DistillationInputs,
     DistillationOptions,
+    ExportInputs,
+    ExportOptions,
     Folder,
     Preprocessing,
     StudentOptions,
@@ -120,23 +125,50 @@ def colour_part(
     return images[..., :channels], np.stack([logits, logits], axis=1), labels
 
 
+def make_small_job(folder: Path, picked: int, channels: int) -> SmallJob:
+    """Write the job's folders."""
+    intake, gathering = folder / "intake", folder / "gathering"
+    intake.mkdir()
+    gathering.mkdir()
+    (intake / "canonical.onnx").write_bytes(colour_teacher().SerializeToString())
+    counts = {"labelled": 30, "picked": picked, "held_out": 12, "parity": 20}
+    for seed, (part, n) in enumerate(counts.items()):
+        images, targets, labels = colour_part(n, seed, channels)
+        np.save(gathering / f"{part}.images.npy", images)
+        np.save(gathering / f"{part}.targets.npy", targets)
+        if part in ("labelled", "held_out"):
+            np.save(gathering / f"{part}.labels.npy", labels)
+    arrays = TrainingSet(size=SIZE, channels=channels, classes=CLASSES, **counts)
+    return SmallJob(intake=finish(intake, teacher_result()), gathering=finish(gathering, arrays))
+
+
 @pytest.fixture
 def small_job(tmp_path: Path) -> Callable[..., SmallJob]:
     """Build the job's folders; a count of picked images and of channels can be given."""
+    return lambda picked=60, channels=3: make_small_job(tmp_path, picked, channels)
 
-    def build(picked: int = 60, channels: int = 3) -> SmallJob:
-        intake, gathering = tmp_path / "intake", tmp_path / "gathering"
-        intake.mkdir()
-        gathering.mkdir()
-        (intake / "canonical.onnx").write_bytes(colour_teacher().SerializeToString())
-        counts = {"labelled": 30, "picked": picked, "held_out": 12, "parity": 20}
-        for seed, (part, n) in enumerate(counts.items()):
-            images, targets, labels = colour_part(n, seed, channels)
-            np.save(gathering / f"{part}.images.npy", images)
-            np.save(gathering / f"{part}.targets.npy", targets)
-            if part in ("labelled", "held_out"):
-                np.save(gathering / f"{part}.labels.npy", labels)
-        arrays = TrainingSet(size=SIZE, channels=channels, classes=CLASSES, **counts)
-        return SmallJob(intake=finish(intake, teacher_result()), gathering=finish(gathering, arrays))
 
-    return build
+@dataclass(frozen=True)
+class ExportedJob:
+    """A small job up to its export for the CPU, all folders finished."""
+
+    small: SmallJob
+    distillation: Folder
+    export: Folder
+
+
+@pytest.fixture(scope="session")
+def exported_job(tmp_path_factory: pytest.TempPathFactory) -> ExportedJob:
+    """One trained and exported student for all tests; nobody may change its files."""
+    folder = tmp_path_factory.mktemp("exported")
+    small = make_small_job(folder, 60, 3)
+    trained, exported = folder / "distillation", folder / "export"
+    trained.mkdir()
+    exported.mkdir()
+    distillation = finish(trained, run_distillation(small.inputs(), trained, SilentProgress()))
+    inputs = ExportInputs(
+        distillation=distillation, gathering=small.gathering, export=ExportOptions(targets=("cpu",), max_batch=16)
+    )
+    return ExportedJob(
+        small=small, distillation=distillation, export=finish(exported, run_export(inputs, exported, SilentProgress()))
+    )

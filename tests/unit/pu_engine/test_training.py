@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from pu_engine import checkpoints, training
+from pu_engine.batches import Part, draw, epoch_indices, labelled_rows
+from pu_engine.class_weighting import class_weighting, running_class_loss
+from pu_engine.distillation import build_task, describe
+from pu_engine.errors import EngineError
+from pu_engine.progress import SilentProgress
+from pu_engine.results import load
+from pu_engine.students import build
+from pu_engine.training import Task, checkpoint_steps, learning_rate, model_input, train
+from pu_engine.types import DistillationOptions, TrainingSet
+
+OPTIONS = DistillationOptions(steps=30, batch_size=16, learning_rate=0.05)
+
+
+class Interrupted(Exception):
+    """Stops a training from within its progress."""
+
+
+class StopAt(SilentProgress):
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def update(self, done: int, total: int, unit: str, metrics: Any = None) -> None:
+        if done == self.step:
+            raise Interrupted
+
+
+class Exploding(nn.Module):
+    """A linear network whose weights become infinite at given forwards in train mode."""
+
+    def __init__(self, at: set[int]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.at, self.seen = at, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.seen += 1
+        logits: Tensor = self.layer(x.mean(dim=(2, 3)))
+        return logits * math.nan if self.training and self.seen in self.at else logits
+
+
+@pytest.fixture
+def task(small_job: Callable[..., Any]) -> Task:
+    inputs = small_job().inputs(OPTIONS)
+    arrays = load(TrainingSet, inputs.gathering.path)
+    spec = describe("cifar_resnet8", network(), arrays, ("red", "green", "blue"))
+    return replace(build_task(inputs, spec), checkpoint_steps=10)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return build("cifar_resnet8", 16, 3, 3)
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def part(n: int, labelled: bool = False) -> Part:
+    images = np.arange(n, dtype=np.uint8)[:, None, None, None] + np.zeros((n, 8, 8, 3), np.uint8) + 1
+    return Part(
+        images=images,
+        targets=np.eye(3, dtype=np.float32)[np.arange(n) % 3][:, None].repeat(2, axis=1) * 5,
+        labels=np.arange(n if labelled else 0, dtype=np.int64) % 3,
+    )
+
+
+def test_rate_warms_up_to_the_peak_and_falls_to_zero() -> None:
+    options = DistillationOptions(steps=100, learning_rate=0.1, warmup_share=0.05)
+    rates = [learning_rate(step, options) for step in range(101)]
+    assert rates[:5] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1])
+    assert rates[5] == pytest.approx(0.1)
+    assert rates[52] == pytest.approx(0.1 * 0.5 * (1 + math.cos(math.pi * 47 / 95)))
+    assert rates[100] == pytest.approx(0.0)
+    assert all(a >= b for a, b in pairwise(rates[5:]))
+
+
+@given(n=st.integers(1, 20), start=st.integers(0, 100), count=st.integers(0, 50))
+def test_every_epoch_shows_each_image_once(n: int, start: int, count: int) -> None:
+    whole = epoch_indices(n, 0, start + count, seed=1, stream=0)
+    assert np.array_equal(epoch_indices(n, start, count, seed=1, stream=0), whole[start:])
+    for epoch in range(len(whole) // n):
+        assert sorted(whole[epoch * n : (epoch + 1) * n]) == list(range(n))
+
+
+@pytest.mark.parametrize(
+    ("share", "labelled", "picked", "rows"),
+    [(0.25, 10, 50, 32), (0.001, 10, 50, 1), (1.0, 10, 50, 127), (0.25, 10, 0, 128), (0.0, 10, 50, 0)],
+)
+def test_a_batch_holds_the_labelled_share(share: float, labelled: int, picked: int, rows: int) -> None:
+    assert labelled_rows(128, share, labelled, picked) == rows
+
+
+def test_a_batch_depends_on_seed_and_step_alone() -> None:
+    options = DistillationOptions(batch_size=8)
+    labelled, picked = part(5, labelled=True), part(40)
+    batch = draw(labelled, picked, 7, options, seed=1)
+    again = draw(labelled, picked, 7, options, seed=1)
+    other = draw(labelled, picked, 8, options, seed=1)
+    assert torch.equal(batch.images, again.images)
+    assert not torch.equal(batch.images, other.images)
+    assert len(batch.labels) == 2
+    assert torch.equal(batch.targets[:2].argmax(dim=1), batch.labels)
+
+
+def test_student_input_is_normalised_and_channels_last(task: Task) -> None:
+    x = model_input(torch.full((2, 4, 4, 3), 255, dtype=torch.uint8), task.preprocessing)
+    assert x.shape == (2, 3, 4, 4)
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert x[0, :, 0, 0].tolist() == pytest.approx([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225])
+
+
+def test_training_learns_what_the_teacher_says(task: Task, tmp_path: Path) -> None:
+    module = network()
+    curve = train(module, task, tmp_path / "c", SilentProgress())
+    assert curve[-1]["loss"] < 0.5 * curve[0]["loss"]
+    assert curve[-1]["held_out_agreement"] >= 0.9
+    assert not module.training
+
+
+@pytest.mark.parametrize("stopped", [1, 10, 17, 30])
+def test_an_interrupted_training_ends_in_the_same_weights(task: Task, tmp_path: Path, stopped: int) -> None:
+    undisturbed, resumed = network(), network()
+    with training.repeatable(1):
+        curve = train(undisturbed, task, tmp_path / "a", SilentProgress())
+        with pytest.raises(Interrupted):
+            train(network(), task, tmp_path / "b", StopAt(stopped))
+        resumed_curve = train(resumed, task, tmp_path / "b", SilentProgress())
+    assert resumed_curve == curve
+    for name, value in undisturbed.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_checkpoints_of_other_inputs_are_ignored(task: Task, tmp_path: Path) -> None:
+    train(network(), task, tmp_path / "c", SilentProgress())
+    module = network()
+    optimiser = torch.optim.SGD(module.parameters(), momentum=0.9)
+    assert checkpoints.restore(tmp_path / "c", "another key", module, optimiser) is None
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(task: Task, tmp_path: Path) -> None:
+    train(network(), task, tmp_path / "c", SilentProgress())
+    kept = sorted((tmp_path / "c").glob("step-*.safetensors"))
+    assert [p.stem for p in kept] == ["step-00000010", "step-00000020"]
+    kept[-1].write_bytes(kept[-1].read_bytes()[:-8] + b"\0" * 8)
+    module = network()
+    state = checkpoints.restore(
+        tmp_path / "c", task.key, module, torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+    )
+    assert state is not None
+    assert state.step == 10
+
+
+def test_a_loss_that_is_not_finite_rolls_back_once_at_half_the_rate(task: Task, tmp_path: Path) -> None:
+    progress = SilentProgress()
+    curve = train(Exploding({13}), task, tmp_path / "c", progress)
+    assert progress.warnings == ["The loss was not finite at step 12; training goes on from step 10 at half the rate."]
+    rates = {row["step"]: row["learning_rate"] for row in curve}
+    assert rates[10] == pytest.approx(learning_rate(9, OPTIONS))
+    assert rates[11] == pytest.approx(0.5 * learning_rate(10, OPTIONS))
+    assert [row["step"] for row in curve] == [float(step) for step in range(1, 31)]
+
+
+def test_a_second_loss_that_is_not_finite_is_a_divergence(task: Task, tmp_path: Path) -> None:
+    with pytest.raises(EngineError) as caught:
+        train(Exploding({13, 20}), task, tmp_path / "c", SilentProgress())
+    assert caught.value.code == "TRAINING_DIVERGED"
+    assert caught.value.details["rate_scale"] == "0.5"
+
+
+def test_a_roll_back_survives_a_restart(task: Task, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train(Exploding({13}), task, tmp_path / "c", StopAt(15))
+    with pytest.raises(EngineError) as caught:
+        train(Exploding({2}), task, tmp_path / "c", SilentProgress())
+    assert caught.value.code == "TRAINING_DIVERGED"
+
+
+@pytest.mark.parametrize(("macs", "batch", "steps"), [(1, 1, 100), (40_551_040, 128, 6), (5_000_000_000, 512, 1)])
+def test_checkpoints_come_about_every_twenty_seconds_by_count(macs: int, batch: int, steps: int) -> None:
+    assert checkpoint_steps(macs, batch) == steps
+
+
+def test_running_class_loss_moves_only_classes_that_are_there() -> None:
+    before = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    after = running_class_loss(before, torch.tensor([2.0, 4.0]), torch.tensor([0, 0]), first=False)
+    assert after.tolist() == pytest.approx([0.9 * 1 + 0.1 * 3, 2.0, 3.0])
+
+
+def test_first_class_losses_start_from_the_batch_mean() -> None:
+    after = running_class_loss(
+        torch.zeros(2, dtype=torch.float64), torch.tensor([1.0, 3.0]), torch.tensor([0, 0]), first=True
+    )
+    assert after.tolist() == pytest.approx([2.0, 2.0])
+
+
+@pytest.mark.parametrize("rule", ["chi2", "kl"])
+def test_a_ball_weighs_the_worst_class_up_and_keeps_the_mean_weight(rule: str) -> None:
+    labelled, picked = part(9, labelled=True), part(30)
+    weighting = class_weighting(labelled, picked, DistillationOptions(class_weights=rule), seed=0)
+    weights = weighting.weigh(torch.tensor([0, 1, 2]), torch.tensor([1.0, 1.0, 2.0], dtype=torch.float64))[0]
+    assert weights[2] > 1 > weights[0]
+    assert weights @ torch.from_numpy(weighting.shares).float() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_no_weighting_weighs_one() -> None:
+    weighting = class_weighting(part(9, labelled=True), part(30), DistillationOptions(), seed=0)
+    assert weighting.weigh(torch.tensor([0, 2]), torch.zeros(3)).tolist() == [[1.0, 1.0]]
+
+
+def test_paper_weights_favour_the_rare_class_and_their_noise_only_adds() -> None:
+    labelled = part(9, labelled=True)
+    picked = replace(part(30), targets=np.tile(np.array([9, 0, -9], np.float32), (30, 2, 1)))
+    weighting = class_weighting(labelled, picked, DistillationOptions(class_weights="paper"), seed=0)
+    plain, noisy = weighting.static
+    assert plain[0] < plain[1]
+    assert (noisy >= plain).all()
+    assert ((noisy - plain) <= 0.1).all()
+
+
+def test_repeatable_restores_what_was_set() -> None:
+    before = torch.get_num_threads()
+    with training.repeatable(before + 1):
+        assert torch.get_num_threads() == before + 1
+        assert torch.are_deterministic_algorithms_enabled()
+    assert torch.get_num_threads() == before
+    assert not torch.are_deterministic_algorithms_enabled()
