@@ -120,7 +120,7 @@ async def _send(call: Upload, blob: Blob, offset: int, progress: Callable[[int],
                 break
             try:
                 await call.write(message)
-            except asyncio.InvalidStateError:  # it answered between the question and the write
+            except (asyncio.InvalidStateError, AioRpcError):  # it answered meanwhile
                 break
             progress(message.offset + len(message.data))
         await call.done_writing()
@@ -146,8 +146,9 @@ async def _messages(blob: Blob, offset: int) -> AsyncIterator[blob_pb2.UploadBlo
                 digest=digest, offset=chunk.offset, data=chunk.data, crc32c=chunk.crc32c, finish=end == blob.size
             )
             digest = None
-    if end != blob.size:
-        raise _changed(blob, end)
+            if end == blob.size:
+                return
+    raise _changed(blob, end)
 
 
 async def _download(

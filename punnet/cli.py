@@ -33,13 +33,20 @@ app.command()(students)
 app.command()(doctor)
 
 
-@app.callback()
-def root(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
-) -> None:
-    if version:
+def print_version(asked: bool) -> None:
+    """Ends the command with the version, where it was asked for."""
+    if asked:
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.callback(help=HELP)
+def root(
+    version: Annotated[  # read by its callback
+        bool, typer.Option("--version", is_eager=True, callback=print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """What stands before the command."""
 
 
 @app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

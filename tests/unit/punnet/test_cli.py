@@ -1,0 +1,163 @@
+"""The command line where no server is needed: parsing, help, documents, exit statuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from punnet import __version__, cli, cli_doctor
+from punnet.cli import app, main
+from punnet.cli_compress import print_report
+from punnet.cli_doctor import package_problems
+from punnet.cli_options import numbers
+from punnet.cli_output import bytes_text, percent_text, print_error, seconds_text
+from punnet.cli_progress import figures
+from punnet.errors import make_error
+from punnet.options import CompressOptions
+from punnet.v1 import job_pb2
+
+RUNNER = CliRunner()
+ROOT = Path(__file__).resolve().parents[3]
+COMMANDS = [
+    *(["serve", "compress", "plan", "inspect", "jobs", "watch", "cancel", "delete", "download", "students", "doctor"]),
+    *(["pool create", "pool list", "pool info"]),
+]
+
+
+def punnet(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *args: str) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["punnet", *args])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+def test_version_is_the_distributions() -> None:
+    assert RUNNER.invoke(app, ["--version"]).stdout.strip() == __version__
+
+
+def test_every_command_is_there() -> None:
+    listed = RUNNER.invoke(app, ["--help"]).stdout + RUNNER.invoke(app, ["pool", "--help"]).stdout
+    assert all(command.split()[-1] in listed for command in COMMANDS)
+
+
+def test_unknown_option_exits_2_without_a_trace() -> None:
+    result = RUNNER.invoke(app, ["compress", "--no-such-option"])
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("args", [["compress", "t.onnx"], ["watch"], ["download", "j"], ["pool", "create", "p"]])
+def test_what_is_missing_exits_2(args: list[str]) -> None:
+    assert RUNNER.invoke(app, args).exit_code == 2
+
+
+def test_compress_offers_every_keyword_of_the_client() -> None:
+    command = typer.main.get_command(app)
+    offered = {p.name for p in command.commands["compress"].params}  # type: ignore[attr-defined]
+    assert set(CompressOptions.__annotations__) - offered == {"class_names"}  # they come from the labels' folder names
+
+
+def test_neither_out_nor_detach_is_an_error_with_its_code(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, out, err = punnet(capsys, monkeypatch, "compress", "t.onnx", "--images", "i", "--pool", "p", "--json")
+    assert status == 2
+    assert json.loads(out)["error"]["code"] == "REQUEST_INVALID"
+    assert "--out" in err
+    assert "Traceback" not in err
+
+
+def test_unreachable_server_exits_13_with_a_remedy(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    status, out, err = punnet(capsys, monkeypatch, "jobs", "--server", f"unix:{tmp_path}/nothing.sock")
+    assert (status, out) == (13, "")
+    assert "No Punnet server answers" in err
+    assert "UNAVAILABLE" in err
+
+
+def test_error_says_stage_message_remedy_and_code(capsys: pytest.CaptureFixture[str]) -> None:
+    error = make_error("TRAINING_DIVERGED", "Loss [is] NaN.", "Lower it.", {"stage": "distillation"})
+    print_error(error, as_json=False)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.split("\n")[:3] == ["error (stage distillation): Loss [is] NaN.", "Lower it.", "TRAINING_DIVERGED"]
+
+
+def test_serve_hands_its_options_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+    monkeypatch.setattr(cli.os, "execv", lambda _path, argv: calls.append(argv))
+    monkeypatch.setenv("PUNNET_DATA", "/data")
+    for args in (["--listen", "127.0.0.1:1"], ["--data=/x", "--help"]):
+        assert RUNNER.invoke(app, ["serve", *args]).exit_code == 0
+    start = [sys.executable, "-I", "-m", "server"]
+    assert calls == [[*start, "--data", "/data", "--listen", "127.0.0.1:1"], [*start, "--data=/x", "--help"]]
+
+
+def test_client_is_up_fast_and_needs_no_engine() -> None:
+    unwanted = {"numpy", "torch", "onnx", "onnxruntime", "rich", "typer", "server", "pu_engine"}
+    code = f"import sys; from punnet import Client, AsyncClient; print(sorted({unwanted} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout.strip() == "[]"
+
+
+def test_both_runtimes_at_once_are_a_problem() -> None:
+    both = {"onnxruntime": "1", "onnxruntime-gpu": "1"}
+    assert "onnxruntime-gpu" in package_problems(both, private=False)[0]
+    assert package_problems({"onnxruntime": "1"}, private=False) == []
+
+
+def test_missing_engine_is_a_problem_of_a_private_server_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli_doctor, "missing_packages", lambda: ["torch"])
+    assert "torch" in package_problems({}, private=True)[0]
+    assert package_problems({}, private=False) == []
+
+
+@pytest.mark.parametrize(("text", "values"), [("1", [1.0]), ("0.5,-2,3e-1", [0.5, -2.0, 0.3]), (None, None)])
+def test_numbers_are_separated_by_commas(text: str | None, values: list[float] | None) -> None:
+    assert numbers(text) == values
+
+
+def test_what_is_no_number_is_refused() -> None:
+    with pytest.raises(typer.BadParameter):
+        numbers("1;2")
+
+
+def test_figures_read_like_a_person_would_say_them() -> None:
+    progress = job_pb2.Progress(
+        done=1200, total=1500, unit="steps", rate=41.24, eta_seconds=7.3, metrics={"loss": 1.31234}
+    )
+    assert figures(progress) == "1200/1500 steps  41.2 steps/s  loss 1.312  7.3 s left"
+    assert figures(job_pb2.Progress(eta_seconds=-1)) == ""
+    assert [seconds_text(s) for s in (2.34, 59, 200, 3 * 3600 + 61)] == ["2.3 s", "59 s", "3 min 20 s", "3 h 1 min"]
+    assert [bytes_text(b) for b in (12, 2048, 3 * 2**20, 5 * 2**40)] == ["12 B", "2.0 KiB", "3.0 MiB", "5120.0 GiB"]
+    assert percent_text(0.8135) == "81.3 %"
+    assert percent_text(None) == "-"
+
+
+def test_summary_shows_teacher_beside_student(capsys: pytest.CaptureFixture[str]) -> None:
+    variant = {"name": "fp32", "format": "onnx", "size": 1100000, "path": "student.onnx"}
+    recommended = {**variant, "withheld": False, "recommended": True}
+    withheld = {**variant, "name": "fp16", "withheld": True, "recommended": False}
+    report = {
+        "teacher": {"name": "t.onnx", "held_out_accuracy": 0.832, "parameters": 853018, "macs": 125747840},
+        "student": {
+            "name": "cifar_resnet20", "held_out": 100, "accuracy": 0.78, "accuracy_low": 0.69, "accuracy_high": 0.85,
+            "agreement": 0.9, "parameters": 272474, "macs": 40813184,
+            "speed": {"teacher_ms": 4.0, "student_ms": 1.25}, "recommended": "fp32",
+        },
+        "variants": [recommended, withheld],
+        "warnings": ["few images"],
+    }  # fmt: skip
+    print_report(report)
+    out, err = capsys.readouterr()
+    for text in ("83.2 %", "78.0 % (69.0 % to 85.0 %)", "90.0 %", "272,474", "1.25", "fp32 (recommended)", "withheld"):
+        assert text in out
+    assert err == "warning: few images\n"

@@ -1,0 +1,49 @@
+"""Teachers and images become blobs and the messages that name them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from punnet.errors import InvalidTeacher
+from punnet.material import gather_material
+
+IMAGES = {"a": [b"1"], "b": [b"2"]}
+# ModelProto with one initialiser whose external_data says location = "w"
+EXTERNAL_MODEL = b"\x3a\x13\x2a\x11\x6a\x0f\x0a\x08location\x12\x03w.d"
+
+
+def test_teacher_and_tar_are_named_by_digest(tmp_path: Path) -> None:
+    (tmp_path / "t.onnx").write_bytes(b"\x08\x08")
+    material = gather_material(tmp_path / "t.onnx", IMAGES, scratch=tmp_path, class_names=("a", "b"))
+    assert material.teacher.sha256 == hashlib.sha256(b"\x08\x08").hexdigest()
+    assert material.teacher.display_name == "t.onnx"
+    assert list(material.teacher.class_names) == ["a", "b"]
+    assert material.images.tar.sha256 == hashlib.sha256((tmp_path / "images.tar").read_bytes()).hexdigest()
+    assert [b.sha256 for b in material.blobs] == [material.teacher.sha256, material.images.tar.sha256]
+
+
+def test_external_data_travels_with_its_location(tmp_path: Path) -> None:
+    (tmp_path / "t.onnx").write_bytes(EXTERNAL_MODEL)
+    (tmp_path / "w.d").write_bytes(b"weights")
+    material = gather_material(tmp_path / "t.onnx", IMAGES, scratch=tmp_path)
+    assert dict(material.teacher.external_data) == {"w.d": hashlib.sha256(b"weights").hexdigest()}
+    assert len(material.blobs) == 3
+
+
+def test_bytes_with_external_data_need_it_stated(tmp_path: Path) -> None:
+    with pytest.raises(InvalidTeacher, match="bytes have no folder"):
+        gather_material(EXTERNAL_MODEL, IMAGES, scratch=tmp_path)
+    material = gather_material(EXTERNAL_MODEL, IMAGES, scratch=tmp_path, external_data={"w.d": b"weights"})
+    assert list(material.teacher.external_data) == ["w.d"]
+
+
+def test_bytes_that_are_no_model_are_left_to_the_appliance(tmp_path: Path) -> None:
+    assert gather_material(b"PK\x03\x04", IMAGES, scratch=tmp_path).teacher.display_name == ""
+
+
+def test_missing_teacher_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidTeacher, match=r"no file .*nowhere\.onnx"):
+        gather_material(str(tmp_path / "nowhere.onnx"), IMAGES, scratch=tmp_path)
