@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from pu_engine import labelled
 from pu_engine.array_file import ArrayWriter, is_whole
-from pu_engine.images import jpeg_quality
+from pu_engine.errors import EngineError
+from pu_engine.images import decode, jpeg_quality
 from pu_engine.pool import open_pool
 from pu_engine.prefetch import prefetched
 from pu_engine.progress import Progress
@@ -71,13 +72,20 @@ def run(inputs: ScoringInputs, out: Path, progress: Progress) -> Scores:
 def survey(images: LabelledImages) -> tuple[int, MatchedJpeg | None]:
     """How many labelled images there are, and their usual JPEG where most are JPEG (median quality, commonest chroma).
 
+    Every image is decoded once, for intake looks at a few only: a damaged one is named before hours of scoring.
+
     Raises:
-        EngineError: as `labelled.read` and `images.jpeg_quality`.
+        EngineError: IMAGE_REJECTED, naming the image, and as `labelled.read`.
     """
     count, found = 0, []
     for image in labelled.read(images):
         count += 1
-        quality = jpeg_quality(image.data)
+        try:
+            quality = jpeg_quality(image.data)
+            decode(image.data, channels=3)
+        except EngineError as error:
+            message = f"Labelled image {image.key!r} is not taken. {error.message}"
+            raise EngineError(error.code, message, error.remedy, key=image.key) from error
         if quality is not None:
             found.append(quality)
     if 2 * len(found) <= count:

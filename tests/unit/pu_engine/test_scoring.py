@@ -142,6 +142,13 @@ def test_survey_takes_the_median_quality_and_commonest_chroma(tmp_path: Path, pa
     assert matched == scorer.MatchedJpeg(quality=70, chroma="4:2:0")
 
 
+def test_damaged_labelled_image_is_named(tmp_path: Path, pack: Pack, make_jpeg: MakeJpeg) -> None:
+    tar = pack(tmp_path / "s.tar", {"a/1.jpg": make_jpeg(1), "b/cut.jpg": make_jpeg(2)[:-60]})
+    with pytest.raises(EngineError, match="'b/cut\\.jpg' is not taken") as caught:
+        scoring.survey(LabelledImages(tar=tar))
+    assert (caught.value.code, caught.value.details["key"]) == ("IMAGE_REJECTED", "b/cut.jpg")
+
+
 def test_bytes_do_not_depend_on_the_workers(tmp_path: Path, inputs: ScoringInputs) -> None:
     scored(inputs, tmp_path / "a")
     scored(replace(inputs, threads=4), tmp_path / "b")
