@@ -8,6 +8,7 @@ again by `recover` and goes on with the stages that are not finished.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
 import logging
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 COMPRESSION_KINDS = ("compress",)
 SHORT_KINDS = tuple(kind for kind in KINDS if kind not in COMPRESSION_KINDS)
 JOB_ID_BYTES = 16
+RETRY_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,23 +202,25 @@ class JobEngine:
             state = "CANCELLED"
         except StageFailed as failure:
             state, error = "FAILED", {"stage": "", **failure.error}
-        except Exception:  # a defect in one job must not take its slot away from all others
-            error_id = secrets.token_hex(8)
-            log.exception("job failed unexpectedly", extra={"error_id": error_id, "job": job.id})
-            remedy = f"Report it with the server's log; the error id is {error_id}."
-            text = "The server failed unexpectedly."
-            state = "FAILED"
-            error = {
-                "code": "INTERNAL",
-                "message": text,
-                "remedy": remedy,
-                "stage": "",
-                "details": {"error_id": error_id},
-            }
-        events = await self._store.write(job_table.finish, job, state, error, artifacts)
+        except Exception as defect:  # noqa: BLE001 - a defect in one job must not take its slot away from all others
+            state, error = "FAILED", _unexpected(job, defect)
+        events = await self._note_end(job, state, error, artifacts)
         await asyncio.to_thread(remove_tree, self._data.job(job.tenant, job.id))
         await self._watch.publish((job.tenant, job.id), events)
         log.info("job ended", extra={"job": job.id, "state": state, "code": error["code"] if error else None})
+
+    async def _note_end(
+        self, job: JobRow, state: str, error: Mapping[str, Any] | None, artifacts: Sequence[ArtifactRow]
+    ) -> list[Event]:
+        """Write the final state; on a full disk again and again, for nobody else would."""
+        while True:
+            try:
+                return await self._store.write(job_table.finish, job, state, error, artifacts)
+            except sqlite3.OperationalError:
+                log.exception("a job's end can't be written", extra={"job": job.id})
+                if self._stopping:
+                    return []
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def _run_stages(self, context: JobContext) -> Sequence[ArtifactRow]:
         job = context.job
@@ -239,6 +243,21 @@ class JobEngine:
         if job.kind == "ingest":
             return await publishing.publish_pool(self._store, self._data, job, finished)
         return publishing.artifacts_of(self._data, finished)
+
+
+def _unexpected(job: JobRow, defect: Exception) -> dict[str, Any]:
+    """The job's error for what no stage said: a full disk, or a defect whose text stays in the log."""
+    full = isinstance(defect, OSError) and defect.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = full or getattr(defect, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    if full:
+        text, remedy = "The data folder's disk is full.", "Free space on it, then send the job again."
+        return {"code": "DISK_FULL", "message": text, "remedy": remedy, "stage": "", "details": {}}
+    error_id = secrets.token_hex(8)
+    log.error("job failed unexpectedly", exc_info=defect, extra={"error_id": error_id, "job": job.id})
+    remedy = f"Report it with the server's log; the error id is {error_id}."
+    details = {"error_id": error_id}
+    text = "The server failed unexpectedly."
+    return {"code": "INTERNAL", "message": text, "remedy": remedy, "stage": "", "details": details}
 
 
 def _accept(db: sqlite3.Connection, new: NewJob, limit: int) -> tuple[JobRow, list[Event]]:

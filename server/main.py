@@ -37,7 +37,7 @@ from server.logs import start_log
 from server.pool_service import PoolService
 from server.runners.local import LocalRunner
 from server.stage_execution import StageExecution
-from server.store import Store
+from server.store import SchemaMismatch, Store
 from server.students import StudentCatalogue
 from server.watch import Watch
 
@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
         with owned(settings.data):
             start_log(settings.data / "server.log")
             asyncio.run(serve(settings))
-    except (Refused, OSError) as error:
+    except (Refused, SchemaMismatch, OSError) as error:
         print(f"punnet server: {error}", file=sys.stderr)
         return EXIT_REFUSED
     return 0
@@ -185,7 +185,8 @@ class Server:
         self._store = Store(data.database)
         self._blobs = BlobStore(data)
         self._watch = Watch(self._store)
-        execution = StageExecution(self._store, data, LocalRunner(), self._watch)
+        self._runner = LocalRunner()
+        execution = StageExecution(self._store, data, self._runner, self._watch)
         self._engine = JobEngine(
             store=self._store,
             data=data,
@@ -253,6 +254,7 @@ class Server:
         log.info("stopping")
         (self._settings.data / "server.json").unlink(missing_ok=True)
         self._blob_service.draining = True
+        self._runner.term_seconds = TERM_SECONDS
         await self._front.health.enter_graceful_shutdown()
         ending = asyncio.create_task(self._engine.shutdown())
         await self._watch.drain()

@@ -98,6 +98,10 @@ def now_microseconds() -> int:
     return time.time_ns() // 1000
 
 
+class SchemaMismatch(Exception):
+    """Another version of the server wrote this data folder."""
+
+
 class Store:
     """Runs functions on the database's connections; each `write` is one transaction."""
 
@@ -146,7 +150,7 @@ def _create(connection: sqlite3.Connection) -> None:
     if version == 0:
         connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
     elif version != SCHEMA_VERSION:
-        raise RuntimeError(
+        raise SchemaMismatch(
             f"the data folder has schema {version}; this server reads schema {SCHEMA_VERSION}. "
             "Start the version of Punnet that wrote it, or use another data folder."
         )

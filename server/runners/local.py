@@ -34,7 +34,7 @@ class LocalRunner:
     """Starts `server.confine` in front of `pu_engine.stage`."""
 
     def __init__(self, term_seconds: float = TERM_SECONDS) -> None:
-        self._term_seconds = term_seconds
+        self.term_seconds = term_seconds
 
     async def run(
         self,
@@ -105,7 +105,7 @@ class LocalRunner:
         if process.returncode is None:
             signal_group(process.pid, signal.SIGTERM)
             try:
-                await asyncio.wait_for(process.wait(), self._term_seconds)
+                await asyncio.wait_for(process.wait(), self.term_seconds)
             except TimeoutError:
                 signal_group(process.pid, signal.SIGKILL)
                 await process.wait()

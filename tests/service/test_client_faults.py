@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -22,7 +23,7 @@ from punnet.transfer import CHUNK_BYTES, Blob, blob_of, chunks, crc32c
 from punnet.v1 import blob_pb2, blob_pb2_grpc, compression_pb2, compression_pb2_grpc, job_pb2
 
 DATA = bytes(range(256)) * 1024 * 5  # five chunks
-SHA256 = hashlib.sha256(DATA).hexdigest()
+Context = ServicerContext[Any, Any]
 
 
 class Line(blob_pb2_grpc.BlobServiceServicer, compression_pb2_grpc.CompressionServiceServicer):
@@ -39,17 +40,17 @@ class Line(blob_pb2_grpc.BlobServiceServicer, compression_pb2_grpc.CompressionSe
         self.after_seqs: list[int] = []
 
     async def FindMissingBlobs(  # noqa: N802
-        self, request: blob_pb2.FindMissingBlobsRequest, context: ServicerContext
+        self, request: blob_pb2.FindMissingBlobsRequest, context: Context
     ) -> blob_pb2.FindMissingBlobsResponse:
         return blob_pb2.FindMissingBlobsResponse(missing=[] if self.whole else request.digests)
 
     async def GetUploadStatus(  # noqa: N802
-        self, request: blob_pb2.GetUploadStatusRequest, context: ServicerContext
+        self, request: blob_pb2.GetUploadStatusRequest, context: Context
     ) -> blob_pb2.GetUploadStatusResponse:
         return blob_pb2.GetUploadStatusResponse(committed_size=len(self.stored), complete=self.whole)
 
     async def UploadBlob(  # noqa: N802
-        self, requests: AsyncIterator[blob_pb2.UploadBlobRequest], context: ServicerContext
+        self, requests: AsyncIterator[blob_pb2.UploadBlobRequest], context: Context
     ) -> blob_pb2.UploadBlobResponse:
         limit = self.drop_after.pop(0) if self.drop_after else None
         taken = 0
@@ -77,7 +78,7 @@ class Line(blob_pb2_grpc.BlobServiceServicer, compression_pb2_grpc.CompressionSe
         raise AssertionError("unreachable")
 
     async def DownloadBlob(  # noqa: N802
-        self, request: blob_pb2.DownloadBlobRequest, context: ServicerContext
+        self, request: blob_pb2.DownloadBlobRequest, context: Context
     ) -> AsyncIterator[blob_pb2.DownloadBlobResponse]:
         self.offsets.append(request.offset)
         limit = self.drop_after.pop(0) if self.drop_after else None
@@ -93,7 +94,7 @@ class Line(blob_pb2_grpc.BlobServiceServicer, compression_pb2_grpc.CompressionSe
             )
 
     async def GetJob(  # noqa: N802
-        self, request: compression_pb2.GetJobRequest, context: ServicerContext
+        self, request: compression_pb2.GetJobRequest, context: Context
     ) -> compression_pb2.GetJobResponse:
         if self.refuse:
             packed = any_pb2.Any()
@@ -103,7 +104,7 @@ class Line(blob_pb2_grpc.BlobServiceServicer, compression_pb2_grpc.CompressionSe
         return compression_pb2.GetJobResponse(job=job_pb2.Job(id=request.id, state=job_pb2.JOB_STATE_SUCCEEDED))
 
     async def WatchJob(  # noqa: N802
-        self, request: compression_pb2.WatchJobRequest, context: ServicerContext
+        self, request: compression_pb2.WatchJobRequest, context: Context
     ) -> AsyncIterator[compression_pb2.WatchJobResponse]:
         self.after_seqs.append(request.after_seq)
         limit = self.drop_after.pop(0) if self.drop_after else None
@@ -128,12 +129,12 @@ def on_line(work: Work, socket: Path) -> None:
     """Runs the work against a fresh server."""
 
     async def serve() -> None:
-        line = Line()
+        line = Line()  # type: ignore[abstract]  # of CompressionService, what these tests call
         server = grpc.aio.server()
         blob_pb2_grpc.add_BlobServiceServicer_to_server(line, server)
         compression_pb2_grpc.add_CompressionServiceServicer_to_server(line, server)
 
-        async def check(request: bytes, context: ServicerContext) -> bytes:
+        async def check(request: bytes, context: Context) -> bytes:
             return SERVING
 
         service, method = HEALTH_METHOD.strip("/").split("/")
