@@ -205,6 +205,8 @@ def _check_node(node: Any, opsets: Mapping[str, int], own: set[str], outer: froz
     for name in node.input:
         if _name(name, "node input", empty_allowed=True) and name not in own and name not in outer:
             raise bad_graph(f"{operator} reads {name!r} before it is computed.", operator=operator, name=name)
+    if signature is not None and signature.inputs[0] and not node.input[0]:
+        raise bad_graph(f"{operator} lacks its first input.", operator=operator)
     _check_attributes(node, operator, signature)
     for attribute in node.attribute:
         if attribute.HasField("g"):
