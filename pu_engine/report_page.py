@@ -108,8 +108,8 @@ def prior_sentence(selection: Mapping[str, Any]) -> str:
 def device_words(target: str, form: str, details: Mapping[str, str]) -> str:
     """Which device a variant is for."""
     words = DEVICES.get(form, f"target {target}")
-    capabilities = details.get("capabilities")
-    return f"{words} ({capabilities.replace(",", ", ")})" if capabilities else words
+    capabilities = details.get("capabilities", "").replace(",", ", ")
+    return f"{words} ({capabilities})" if capabilities else words
 
 
 def percent(share: float) -> str:
