@@ -114,6 +114,7 @@ def train_teacher(images: Pixels, labels: NDArray[np.int64], path: Path, seed: i
         images: [N, SIDE, SIDE].
     """
     torch.manual_seed(seed)
+    torch.set_num_threads(1)  # these layers are small: threads that wait for each other cost more than they do
     network = nn.Sequential(
         *(_convolution(1, 32), _convolution(32, 64), nn.MaxPool2d(2)),
         *(_convolution(64, 128), nn.MaxPool2d(2), _convolution(128, 256)),

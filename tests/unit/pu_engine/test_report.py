@@ -370,3 +370,9 @@ def test_prior_sentence_tells_given_from_estimated() -> None:
     assert "estimated: 25.0 %" in report_page.prior_sentence(chosen)
     assert "as given: 25.0 %" in report_page.prior_sentence(chosen | {"prior_given": True})
     assert "not estimated" in report_page.prior_sentence(chosen | {"prior": None})
+
+
+def test_engine_names_the_devices_it_was_built_for() -> None:
+    words = report_page.device_words("rtx", "tensorrt_rtx", {"capabilities": "SM86,SM89"})
+    assert words == "NVIDIA GPUs with TensorRT for RTX (SM86, SM89)"
+    assert report_page.device_words("npu", "blob", {}) == "target npu"
