@@ -222,7 +222,6 @@ def print_report(report: Mapping[str, Any]) -> None:
         for v in report["variants"]
     ]
     print_table("Variants", ("name", "format", "size", "file"), variants)
-    _print_warnings(report)
 
 
 def _print_inspection(document: Mapping[str, Any]) -> None:
@@ -242,12 +241,6 @@ def _print_inspection(document: Mapping[str, Any]) -> None:
     if hypotheses:
         columns = ("layout", "channels", "scale", "mean", "std", "log loss", "accuracy")
         print_table("What was tried, best first", columns, hypotheses)
-    _print_warnings(document)
-
-
-def _print_warnings(document: Mapping[str, Any]) -> None:
-    for warning in document["warnings"]:
-        typer.echo(f"warning: {warning}", err=True)
 
 
 def _milliseconds(speed: Mapping[str, Any], key: str) -> str:

@@ -69,10 +69,9 @@ def examine(server: str | None, data: Path) -> Findings:
 
 def installed() -> dict[str, str]:
     """Distribution -> version, of those that matter here and are installed."""
-    versions: dict[str, str] = {}
-    for name in (*CLIENT_DISTRIBUTIONS, *ENGINE_DISTRIBUTIONS, *EXTRA_DISTRIBUTIONS):
-        versions |= {found.name: found.version for found in metadata.distributions(name=name)}
-    return versions
+    wanted = (*CLIENT_DISTRIBUTIONS, *ENGINE_DISTRIBUTIONS, *EXTRA_DISTRIBUTIONS)
+    found = {name: list(metadata.distributions(name=name)) for name in wanted}
+    return {name: several[0].version for name, several in found.items() if several}
 
 
 def package_problems(packages: Mapping[str, str], *, private: bool) -> list[str]:
@@ -132,6 +131,6 @@ def _print(found: Findings) -> None:
         ]
         print_table("Server", ("", ""), rows)
     for problem in found.problems:
-        notices().print(f"problem: {problem}", style="bold red", markup=False, highlight=False)
+        notices().print(f"problem: {problem}", style="bold red", soft_wrap=True, markup=False, highlight=False)
     if not found.problems:
         typer.echo("Nothing is missing.")

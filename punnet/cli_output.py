@@ -44,10 +44,10 @@ def print_error(error: PunnetError, *, as_json: bool) -> None:
     """Message, remedy and code, without a trace; with --json the document is the error."""
     console = notices()
     where = f" (stage {error.details['stage']})" if "stage" in error.details else ""
-    console.print(f"error{where}: {error.message}", style="bold red", markup=False, highlight=False)
+    console.print(f"error{where}: {error.message}", style="bold red", soft_wrap=True, markup=False, highlight=False)
     if error.remedy:
-        console.print(error.remedy, markup=False, highlight=False)
-    console.print(error.code, style="dim", markup=False)
+        console.print(error.remedy, soft_wrap=True, markup=False, highlight=False)
+    console.print(error.code, style="dim", soft_wrap=True, markup=False)
     if as_json:
         print_document({"error": error_document(error)})
 

@@ -71,7 +71,7 @@ def follow(client: Client, job_id: str) -> None:
                 stages.show(update.event.stage)
             elif update.event.warning and update.event.warning not in warnings:
                 warnings.add(update.event.warning)
-                console.print(f"warning: {update.event.warning}", style="yellow", markup=False)
+                console.print(f"warning: {update.event.warning}", style="yellow", soft_wrap=True, markup=False)
 
 
 class StageLines:
@@ -155,8 +155,8 @@ def _leave(client: Client, job_id: str, then: str) -> None:
         client.cancel(job_id)
         follow(client, job_id)
         return
-    console.print(f"The job goes on. Watch it:  punnet watch {job_id}", markup=False, highlight=False)
-    console.print(f"Cancel it:  punnet cancel {job_id}", markup=False, highlight=False)
+    console.print(f"The job goes on. Watch it:  punnet watch {job_id}", soft_wrap=True, markup=False, highlight=False)
+    console.print(f"Cancel it:  punnet cancel {job_id}", soft_wrap=True, markup=False, highlight=False)
     if then:
-        console.print(f"Fetch what it made:  {then}", markup=False, highlight=False)
+        console.print(f"Fetch what it made:  {then}", soft_wrap=True, markup=False, highlight=False)
     raise typer.Exit(INTERRUPTED_STATUS)

@@ -129,12 +129,25 @@ def _start(data: Path, address: str) -> str:
         other = recorded_address(data)
         if other and answers(other):
             return other
-        if other is None or time.monotonic() > end:
+        if not _owned(data) or time.monotonic() > end:
             raise _failed(
                 f"The private server for {data} did not start: {_tail(log, log_start)}",
                 f"The whole log is {log}. `punnet doctor` says what is missing.",
                 log=str(log),
             )
+
+
+def _owned(data: Path) -> bool:
+    """Whether a server holds the data folder."""
+    lock = data / "lock"
+    if not lock.exists():
+        return False
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _spawn(data: Path, socket: str, log: Path) -> int:

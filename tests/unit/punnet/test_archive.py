@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from punnet import archive
-from punnet.archive import Member, pack_labelled, pool_tars, write_tar
+from punnet.archive import Image, LabelledSource, Member, pack_labelled, pool_tars, write_tar
 from punnet.errors import InvalidImages, InvalidPool
 from punnet.transfer import file_sha256
 
@@ -54,7 +54,10 @@ def test_same_images_give_the_same_bytes(images: Path, tmp_path: Path) -> None:
 
 
 def test_mapping_of_paths_and_bytes_keeps_its_order(images: Path, tmp_path: Path) -> None:
-    source = {"cat": [images / "cat" / "b.png", b"\x89PNG"], "dog": [str(images / "cat" / "a.jpg")]}
+    source: dict[str, list[Image]] = {
+        "cat": [images / "cat" / "b.png", b"\x89PNG"],
+        "dog": [str(images / "cat" / "a.jpg")],
+    }
     assert pack_labelled(source, tmp_path / "t.tar") == 3
     assert names(tmp_path / "t.tar") == ["cat/000000-b.png", "cat/000001", "dog/000002-a.jpg"]
 
@@ -109,7 +112,8 @@ def test_labels_that_are_no_names_are_refused(label: str, tmp_path: Path) -> Non
 
 def test_missing_folder_and_no_images_say_so(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for source in (tmp_path / "nowhere", tmp_path / "empty", {}):
+    sources: list[LabelledSource] = [tmp_path / "nowhere", tmp_path / "empty", {}]
+    for source in sources:
         with pytest.raises(InvalidImages) as caught:
             pack_labelled(source, tmp_path / "t.tar")
         assert caught.value.code == "IMAGES_MISSING"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import grpc
 import pytest
 from google.protobuf import any_pb2, duration_pb2
-from google.rpc import error_details_pb2, status_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 from grpc.aio import AioRpcError, Metadata
 
 from punnet import errors
@@ -13,7 +14,7 @@ from punnet.errors_from_rpc import STATUS_DETAILS_KEY, error_from_job, error_fro
 from punnet.v1 import job_pb2
 
 
-def rpc_error(code: grpc.StatusCode, text: str, *details: object) -> AioRpcError:
+def rpc_error(code: grpc.StatusCode, text: str, *details: Message) -> AioRpcError:
     status = status_pb2.Status(code=code.value[0], message=text)
     for detail in details:
         packed = any_pb2.Any()
