@@ -1,0 +1,103 @@
+"""Reading a finished scoring: the teacher's logits and features of the pool, in chunks of bounded memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pu_engine.errors import EngineError
+from pu_engine.jsonform import from_json
+from pu_engine.results import load
+from pu_engine.scoring import LABELLED, features_path, logits_path
+from pu_engine.types import LabelledEntry, Scores
+
+# Of one row as float64; a few such chunks are held at a time.
+CHUNK_BYTES = 32 * 2**20
+CLEAN_VIEW = 0
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreFiles:
+    """One scoring with the rows of its labelled images that may be used as positives."""
+
+    folder: Path
+    scores: Scores
+    positive_rows: tuple[int, ...]  # of the labelled files: not held out
+    positive_classes: tuple[int, ...]  # the teacher's output index of each
+
+    @property
+    def matched_view(self) -> int:
+        """The view that looks most like the labelled images' files: the last one."""
+        return len(self.scores.views) - 1
+
+    @property
+    def last_tap_width(self) -> int:
+        """Columns at the end of the features that are the last tap's; the logits stand in for missing taps."""
+        return self.scores.taps[-1].width if self.scores.taps else self.scores.classes
+
+    def pool_logits(self) -> Iterator[Array]:
+        """Logits of image and mirror, chunks [n, 2, K] in pool order."""
+        for shard in self.scores.shards:
+            yield from _chunks(np.load(logits_path(self.folder, shard), mmap_mode="r"))
+
+    def pool_features(self, view: int) -> Iterator[Array]:
+        """Features of one view, chunks [n, D] in pool order."""
+        if not self.scores.taps:
+            yield from (chunk.mean(axis=1) for chunk in self.pool_logits())
+            return
+        for shard in self.scores.shards:
+            yield from _chunks(np.load(features_path(self.folder, shard), mmap_mode="r")[:, view])
+
+    def positive_features(self, view: int) -> Array:
+        """Features of the positives, [P, D]."""
+        rows = list(self.positive_rows)
+        if not self.scores.taps:
+            return np.asarray(np.load(logits_path(self.folder, LABELLED), mmap_mode="r")[rows].mean(axis=1))
+        features = np.load(features_path(self.folder, LABELLED), mmap_mode="r")
+        return np.asarray(features[rows, view], dtype=np.float32)
+
+
+def open_score_files(intake: Path, scoring: Path) -> ScoreFiles:
+    """The scoring of one intake's teacher.
+
+    Raises:
+        EngineError: STAGE_PROTOCOL where the two do not belong together; IMAGES_MISSING where all labelled images
+            are held out.
+    """
+    scores = load(Scores, scoring)
+    rows = json.loads((intake / "labelled.json").read_text())
+    entries = [from_json(LabelledEntry, row) for row in rows]
+    if len(entries) != scores.labelled:
+        raise EngineError(
+            "STAGE_PROTOCOL",
+            f"Intake read {len(entries)} labelled images, scoring {scores.labelled}.",
+            "Run the job again from intake.",
+        )
+    used = tuple(i for i, entry in enumerate(entries) if not entry.held_out)
+    if not used:
+        raise EngineError(
+            "IMAGES_MISSING",
+            f"All {len(entries)} labelled images are held out for the verdict; selection needs at least 1 more.",
+            "Give more labelled images, 20 a class or more.",
+            labelled=len(entries),
+        )
+    return ScoreFiles(
+        folder=scoring,
+        scores=scores,
+        positive_rows=used,
+        positive_classes=tuple(entries[i].index for i in used),
+    )
+
+
+def _chunks(array: NDArray[np.floating]) -> Iterator[Array]:
+    width = int(np.prod(array.shape[1:])) * np.dtype(np.float64).itemsize
+    rows = max(1, CHUNK_BYTES // max(width, 1))
+    for start in range(0, len(array), rows):
+        yield np.asarray(array[start : start + rows], dtype=np.float32)

@@ -1,0 +1,230 @@
+"""Stage: which pool images the student is trained on.
+
+Score the pool (`pool_order`), decide how many images to take (`default_count`), pick them by a rule (`quota`), and
+write `selection.parquet`: a row for each good pool image, in pool order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from pu_engine.errors import EngineError
+from pu_engine.pool import open_pool
+from pu_engine.pool_order import GATE_PRIOR, SCORES, PoolOrder, TeacherView, order_pool, teacher_view
+from pu_engine.progress import Progress
+from pu_engine.quota import pick_above, pick_balanced, pick_top, water_fill
+from pu_engine.results import load
+from pu_engine.score_files import ScoreFiles, open_score_files
+from pu_engine.types import Selection, SelectionInputs, SelectionOptions, Teacher
+
+FILE = "selection.parquet"
+RULES = ("balanced", "top", "threshold")
+ROW_GROUP = 65_536
+HIGH_PRIOR = 0.9
+NAMED_CLASSES = 8
+# Measured at 144,000 draws: 8,000 picks from 40,000 images (18 passes), 4,000 from 20,000 with junk (36 passes).
+LEAST_PASSES, MOST_PASSES = 18, 40
+WHOLE_POOL_DRAWS = 720_000
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("score", pa.float64()),
+        ("class", pa.int32()),  # the teacher's output index, from its mean logits over image and mirror
+        ("probability", pa.float32()),  # of that class
+        ("weight", pa.float32()),  # in training: 1 for a picked image, else 0
+        ("picked", pa.bool_()),
+        ("why", pa.dictionary(pa.int8(), pa.string())),
+    ]
+)
+REASONS = ("picked", "below the quota of its class", "below the best", "below the threshold", "junk")
+PICKED, JUNK = 0, 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Picks:
+    """The picked images, [N], and what each class was to give, [K] (balanced rule only)."""
+
+    picked: NDArray[np.bool_]
+    fair_share: float | None
+
+
+def run(inputs: SelectionInputs, out: Path, progress: Progress) -> Selection:
+    """Score the pool and pick from it.
+
+    Raises:
+        EngineError: REQUEST_INVALID for unknown options; POOL_TOO_POOR where fewer images can be picked than
+            there are labelled classes; POOL_INVALID, STAGE_PROTOCOL, IMAGES_MISSING for inputs that do not fit.
+    """
+    check_options(inputs.selection)
+    torch.set_num_threads(inputs.threads)
+    teacher = load(Teacher, inputs.intake.path)
+    files = open_score_files(Path(inputs.intake.path), Path(inputs.scoring.path))
+    keys = open_pool(inputs.pool).keys
+    if len(keys) != files.scores.images:
+        raise EngineError(
+            "STAGE_PROTOCOL",
+            f"The pool has {len(keys)} good images, its scores {files.scores.images}.",
+            "Run the job again from scoring.",
+        )
+    classes = len(set(files.positive_classes))
+    _check_rich_enough(len(keys), classes, "The pool has")
+
+    view = teacher_view(files)
+    options = inputs.selection
+    order = order_pool(files, view, options, inputs.seed, progress)
+    draws = int(inputs.steps * inputs.batch_size * (1.0 - inputs.labelled_share))
+    picks = pick(order, view, options, teacher.classes, max(default_count(len(keys), draws), classes))
+    _check_rich_enough(int(picks.picked.sum()), classes, "Selection picks")
+
+    write_selection(out / FILE, keys, order, view, reasons(order, picks.picked, options.rule))
+    warnings = [*order.warnings, *prior_warnings(order), *class_warnings(picks, view, files, teacher)]
+    for warning in warnings:
+        progress.warn(warning)
+    return Selection(
+        pool_images=len(keys),
+        picked=int(picks.picked.sum()),
+        score=order.name,
+        why=order.why,
+        prior=order.prior,
+        prior_given=order.prior_given,
+        threshold=float(order.score[picks.picked].min()),
+        class_counts=tuple(np.bincount(view.classes[picks.picked], minlength=teacher.classes).tolist()),
+        class_available=tuple(np.bincount(view.classes, minlength=teacher.classes).tolist()),
+        warnings=tuple(warnings),
+    )
+
+
+def default_count(pool_images: int, draws: int) -> int:
+    """How many images to pick when the user does not say: it grows with the training, up to the whole pool.
+
+    draws = steps x batch size x (1 - labelled share) pool images are drawn in training. The whole pool is taken at
+    720,000 draws and a proportional part before, but so that a picked image is seen 18 to 40 times: 8,000 of 40,000
+    and of 1,000,000 images at 1,500 steps of 128 (a quarter labelled), 32,000 of 40,000 at 6,000 steps.
+    """
+    passes = min(max(WHOLE_POOL_DRAWS / pool_images, LEAST_PASSES), MOST_PASSES)
+    return min(pool_images, max(1, round(draws / passes)))
+
+
+def pick(order: PoolOrder, view: TeacherView, options: SelectionOptions, classes: int, default: int) -> Picks:
+    """Apply the rule to the order; junk is never picked.
+
+    Args:
+        classes: outputs of the teacher.
+        default: images to pick where the options name no count; the threshold rule then takes all above it.
+    """
+    eligible = ~order.junk
+    if options.rule == "threshold":
+        quantile = 0.0 if options.threshold is None else options.threshold
+        above = pick_above(order.score, quantile, eligible)
+        return Picks(
+            picked=above if options.count is None else pick_top(order.score, options.count, above), fair_share=None
+        )
+    count = default if options.count is None else options.count
+    if options.rule == "top":
+        return Picks(picked=pick_top(order.score, count, eligible), fair_share=None)
+    available = np.bincount(view.classes[eligible], minlength=classes)
+    quotas = water_fill(available, count)
+    return Picks(picked=pick_balanced(order.score, view.classes, quotas, eligible), fair_share=count / classes)
+
+
+def check_options(options: SelectionOptions) -> None:
+    """Refuse what no rule or score can mean."""
+    problems = [
+        (options.score not in SCORES, f"selection.score is {options.score!r}", f"Choose from {', '.join(SCORES)}."),
+        (options.rule not in RULES, f"selection.rule is {options.rule!r}", f"Choose from {', '.join(RULES)}."),
+        (
+            options.count is not None and options.count < 1,
+            f"selection.count is {options.count}",
+            "Give at least 1, or leave it out.",
+        ),
+        (
+            options.threshold is not None and not 0.0 <= options.threshold <= 1.0,
+            f"selection.threshold is {options.threshold}",
+            "It is a quantile of the score, 0 to 1.",
+        ),
+        (
+            options.rule == "threshold" and options.threshold is None,
+            "selection.rule is 'threshold', but selection.threshold is missing",
+            "Give a quantile of the score, 0 to 1.",
+        ),
+        (
+            options.prior is not None and not 0.0 < options.prior < 1.0,
+            f"selection.prior is {options.prior}",
+            "It is a share of the pool between 0 and 1, both excluded; leave it out to have it estimated.",
+        ),
+    ]
+    for wrong, message, remedy in problems:
+        if wrong:
+            raise EngineError("REQUEST_INVALID", f"{message}.", remedy)
+
+
+def reasons(order: PoolOrder, picked: NDArray[np.bool_], rule: str) -> NDArray[np.int8]:
+    """Why each image was picked or not, as an index into REASONS, [N]."""
+    missed = {"balanced": 1, "top": 2, "threshold": 3}[rule]
+    return np.where(picked, PICKED, np.where(order.junk, JUNK, missed)).astype(np.int8)
+
+
+def write_selection(
+    path: Path, keys: Sequence[str], order: PoolOrder, view: TeacherView, reason: NDArray[np.int8]
+) -> None:
+    """Write `selection.parquet`, a row group at a time; equal inputs give equal bytes."""
+    picked = reason == PICKED
+    with pq.ParquetWriter(path, SCHEMA) as writer:
+        for start in range(0, len(keys), ROW_GROUP):
+            part = slice(start, start + ROW_GROUP)
+            columns = [
+                pa.array(keys[part], pa.string()),
+                pa.array(order.score[part]),
+                pa.array(view.classes[part]),
+                pa.array(view.probability[part]),
+                pa.array(picked[part].astype(np.float32)),
+                pa.array(picked[part]),
+                pa.DictionaryArray.from_arrays(pa.array(reason[part]), pa.array(REASONS)),
+            ]
+            writer.write_table(pa.Table.from_arrays(columns, schema=SCHEMA))
+
+
+def prior_warnings(order: PoolOrder) -> list[str]:
+    """What an extreme prior says of the pool."""
+    if order.prior is not None and order.prior < GATE_PRIOR:
+        consequence = "A pool closer to what the student will see would help more than any selection."
+        return [
+            f"The prior is {order.prior:.3f}: hardly any pool image is of the labelled images' source. {consequence}"
+        ]
+    if order.prior is not None and order.prior > HIGH_PRIOR:
+        return [f"The prior is {order.prior:.2f}: nearly the whole pool is of the labelled images' source."]
+    return []
+
+
+def class_warnings(picks: Picks, view: TeacherView, files: ScoreFiles, teacher: Teacher) -> list[str]:
+    """One warning that names the labelled classes of which the pool has less than an equal share."""
+    if picks.fair_share is None:
+        return []
+    share = int(picks.fair_share)
+    available = np.bincount(view.classes, minlength=teacher.classes)
+    labelled = sorted(set(files.positive_classes), key=lambda k: (available[k], k))
+    poor = [k for k in labelled if available[k] < share]
+    if not poor:
+        return []
+    named = ", ".join(f"{teacher.class_names[k]} ({available[k]})" for k in poor[:NAMED_CLASSES])
+    rest = f" and {len(poor) - NAMED_CLASSES} more" if len(poor) > NAMED_CLASSES else ""
+    return [f"The teacher finds too few pool images for an equal share of {share} a class: {named}{rest}."]
+
+
+def _check_rich_enough(images: int, classes: int, what: str) -> None:
+    if images < classes:
+        raise EngineError(
+            "POOL_TOO_POOR",
+            f"{what} {images} images; at least one for each of the {classes} labelled classes is needed.",
+            "Use a larger pool, or ask for more images (selection.count, selection.threshold).",
+            images=images,
+            limit=classes,
+        )

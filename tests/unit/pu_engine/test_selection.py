@@ -1,0 +1,397 @@
+"""The stage on written scorings: `write_case` lays out intake, scoring and pool as the stages before it would."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from numpy.typing import NDArray
+
+from pu_engine.errors import EngineError
+from pu_engine.jsonform import to_json
+from pu_engine.pool import GOOD, INDEX, INDEX_SCHEMA, POOL, pool_folder
+from pu_engine.pool_order import gate_is_open, junk_mask
+from pu_engine.prior import PriorEstimate
+from pu_engine.progress import SilentProgress
+from pu_engine.pu_classifier import pu_scores
+from pu_engine.results import file_sha256
+from pu_engine.selection import default_count, run
+from pu_engine.types import (
+    Folder,
+    LabelledEntry,
+    Pool,
+    Preprocessing,
+    Scores,
+    Selection,
+    SelectionInputs,
+    SelectionOptions,
+    Shard,
+    Tap,
+    Teacher,
+)
+
+CLASSES, WIDTHS = 3, (6, 8)
+WIDTH = sum(WIDTHS)
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the teacher is to say: of the pool and of the labelled images."""
+
+    pool_features: Floats  # [N, D]
+    pool_logits: Floats  # [N, K]
+    labelled_features: Floats
+    labelled_classes: NDArray[np.int64]
+    held_out: NDArray[np.bool_]
+    taps: bool = True
+
+
+def make_case(images: int = 1200, labelled: int = 120, own_share: float = 0.0, *, held_out_share: float = 0.1) -> Case:
+    generator = np.random.default_rng(11)
+    labels = np.arange(labelled) % CLASSES
+    centres = generator.normal(size=(CLASSES, WIDTH)) * 0.5
+    shift = np.linspace(0.0, 4.0, WIDTH)
+    classes = generator.choice(CLASSES, images, p=[0.6, 0.35, 0.05])
+    own = generator.random(images) < own_share
+    features = generator.normal(size=(images, WIDTH)) + centres[classes] + own[:, None] * shift
+    logits = generator.normal(size=(images, CLASSES))
+    logits[np.arange(images), classes] += 6.0
+    return Case(
+        pool_features=features,
+        pool_logits=logits,
+        labelled_features=generator.normal(size=(labelled, WIDTH)) + centres[labels] + shift,
+        labelled_classes=labels,
+        held_out=np.arange(labelled) < held_out_share * labelled,
+    )
+
+
+def write_result(folder: Path, result: object) -> Folder:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.json").write_text(json.dumps({"result": to_json(result)}))
+    return Folder(path=str(folder), sha256="0" * 64)
+
+
+def write_case(root: Path, case: Case, options: SelectionOptions | None = None) -> SelectionInputs:
+    taps = tuple(Tap(name=f"tap{i}", source=f"layer{i}", width=w) for i, w in enumerate(WIDTHS)) if case.taps else ()
+    cuts = [0, len(case.pool_features) // 3, len(case.pool_features)]
+    shards = ("shard-00000", "shard-00001")
+    entries = [
+        LabelledEntry(key=f"{k}/{i}", label=f"class{k}", index=int(k), held_out=bool(h))
+        for i, (k, h) in enumerate(zip(case.labelled_classes, case.held_out, strict=True))
+    ]
+    preprocessing = Preprocessing(
+        layout="NCHW", channels="RGB", scale=1.0, mean=(0.0,), std=(1.0,), dtype="float32", height=32, width=32
+    )
+    names = tuple(f"class{k}" for k in range(CLASSES))
+    teacher = Teacher(
+        preprocessing=preprocessing,
+        output="logits",
+        batch=None,
+        classes=CLASSES,
+        class_order={name: k for k, name in enumerate(names)},
+        class_names=names,
+        taps=taps,
+        accuracy=0.9,
+        accuracy_low=0.8,
+        accuracy_high=0.95,
+        images=len(entries),
+        hypotheses=(),
+        parameters=1,
+        macs=1,
+        opset=20,
+        producer="test",
+        teacher_sha256="0" * 64,
+        teacher_bytes=1,
+        display_name="teacher.onnx",
+    )
+    intake = write_result(root / "intake", teacher)
+    (root / "intake" / "labelled.json").write_text(json.dumps(to_json(entries)))
+    scores = Scores(
+        shards=shards,
+        images=len(case.pool_features),
+        labelled=len(entries),
+        classes=CLASSES,
+        views=("clean", "matched"),
+        taps=taps,
+        provider="cpu",
+        images_per_second=1.0,
+    )
+    scoring = write_result(root / "scoring", scores)
+    labelled_logits = np.eye(CLASSES)[case.labelled_classes] * 6.0
+    write_arrays(root / "scoring", "labelled", labelled_logits, case.labelled_features)
+    for name, start, stop in zip(shards, cuts[:-1], cuts[1:], strict=True):
+        write_arrays(root / "scoring", name, case.pool_logits[start:stop], case.pool_features[start:stop])
+    return SelectionInputs(
+        intake=intake,
+        scoring=scoring,
+        pool=write_pool(root / "pool", shards, cuts),
+        selection=options or SelectionOptions(),
+        steps=100,
+        batch_size=96,
+    )
+
+
+def write_arrays(folder: Path, name: str, logits: Floats, features: Floats) -> None:
+    np.save(folder / f"{name}.logits.npy", np.stack([logits + 0.1, logits - 0.1], axis=1).astype(np.float32))
+    np.save(folder / f"{name}.features.npy", np.stack([features, features], axis=1).astype(np.float16))
+
+
+def write_pool(folder: Path, shards: tuple[str, ...], cuts: list[int]) -> Folder:
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [
+        {
+            "key": f"{i:06}.jpg",
+            "shard": shard,
+            "offset": 0,
+            "size": 1,
+            "sha256": hashlib.sha256(b"").digest(),
+            "width": 1,
+            "height": 1,
+            "status": GOOD,
+            "reason": "",
+        }
+        for shard, start, stop in zip(shards, cuts[:-1], cuts[1:], strict=True)
+        for i in range(start, stop)
+    ]
+    table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
+    with pa.ipc.new_file(str(folder / INDEX), INDEX_SCHEMA) as writer:
+        writer.write_table(table)
+    found = tuple(
+        Shard(name=name, sha256="0" * 64, size=1, entries=stop - start)
+        for name, start, stop in zip(shards, cuts[:-1], cuts[1:], strict=True)
+    )
+    pool = Pool(
+        name="test", images=cuts[-1], bad_images=0, size=1, shards=found, index_sha256=file_sha256(folder / INDEX)
+    )
+    (folder / POOL).write_text(json.dumps(to_json(pool)))
+    return pool_folder(folder)
+
+
+def select(tmp_path: Path, case: Case, options: SelectionOptions) -> tuple[Selection, pa.Table]:
+    out = tmp_path / "out"
+    out.mkdir(parents=True)
+    selection = run(write_case(tmp_path, case, options), out, SilentProgress())
+    return selection, pq.read_table(out / "selection.parquet")
+
+
+def test_a_row_for_each_image_in_pool_order(tmp_path: Path) -> None:
+    selection, table = select(tmp_path, make_case(), SelectionOptions(score="e2", count=90))
+    assert table.column_names == ["key", "score", "class", "probability", "weight", "picked", "why"]
+    assert table["key"].to_pylist() == [f"{i:06}.jpg" for i in range(1200)]
+    assert sum(table["picked"].to_pylist()) == selection.picked == 90
+    assert table["weight"].to_pylist() == [float(p) for p in table["picked"].to_pylist()]
+    assert set(table["why"].to_pylist()) == {"picked", "below the quota of its class"}
+
+
+def test_class_and_probability_are_the_teachers(tmp_path: Path) -> None:
+    case = make_case()
+    _, table = select(tmp_path, case, SelectionOptions(score="energy", count=30))
+    probability = np.exp(case.pool_logits) / np.exp(case.pool_logits).sum(axis=1, keepdims=True)
+    assert table["class"].to_pylist() == case.pool_logits.argmax(axis=1).tolist()
+    np.testing.assert_allclose(table["probability"].to_numpy(), probability.max(axis=1), rtol=1e-5)
+
+
+def test_balanced_shares_what_a_poor_class_lacks_and_names_it(tmp_path: Path) -> None:
+    selection, _ = select(tmp_path, make_case(), SelectionOptions(score="energy", count=600))
+    poor = selection.class_available[2]
+    assert poor < 100
+    assert selection.class_counts[2] == poor
+    assert abs(selection.class_counts[0] - selection.class_counts[1]) <= 200
+    assert sum(selection.class_counts) == 600
+    assert [w for w in selection.warnings if f"class2 ({poor})" in w and "share of 200" in w]
+
+
+def test_top_takes_the_best_whatever_their_class(tmp_path: Path) -> None:
+    selection, table = select(tmp_path, make_case(), SelectionOptions(score="confidence", rule="top", count=50))
+    score, picked = table["score"].to_numpy(), table["picked"].to_numpy()
+    assert score[picked].min() == selection.threshold >= score[~picked].max()
+
+
+def test_threshold_takes_all_above_a_quantile(tmp_path: Path) -> None:
+    options = SelectionOptions(score="relative_mahalanobis", rule="threshold", threshold=0.75)
+    selection, table = select(tmp_path, make_case(), options)
+    assert selection.picked == 300
+    assert set(table["why"].to_pylist()) == {"picked", "below the threshold"}
+
+
+def test_random_follows_from_the_seed(tmp_path: Path) -> None:
+    inputs = write_case(tmp_path, make_case(), SelectionOptions(score="random", count=50))
+    picked = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        (tmp_path / name).mkdir()
+        run(replace(inputs, seed=seed), tmp_path / name, SilentProgress())
+        picked.append(file_sha256(tmp_path / name / "selection.parquet"))
+    assert picked[0] == picked[1] != picked[2]
+
+
+def test_random_reads_no_features(tmp_path: Path) -> None:
+    inputs = write_case(tmp_path, make_case(), SelectionOptions(score="random", count=50))
+    for path in (tmp_path / "scoring").glob("*.features.npy"):
+        path.unlink()
+    assert run(inputs, tmp_path, SilentProgress()).picked == 50
+
+
+def test_auto_takes_the_teachers_order_where_the_source_is_absent(tmp_path: Path) -> None:
+    selection, _ = select(tmp_path, make_case(images=3000), SelectionOptions())
+    assert selection.score == "e2"
+    assert selection.prior is not None
+    assert selection.prior < 0.02
+    assert any("hardly any pool image" in warning for warning in selection.warnings)
+
+
+def test_auto_takes_the_pu_order_where_the_source_is_present(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pu_engine.pool_order.pu_scores", partial(pu_scores, steps=200))  # 1,500 take seconds
+    case = make_case(images=3000, labelled=240, own_share=0.25)
+    selection, table = select(tmp_path, case, SelectionOptions(rule="top", count=500))
+    assert selection.score == "pu"
+    assert selection.prior == pytest.approx(0.25, abs=0.05)
+    own = case.pool_features[:, -4:].mean(axis=1) > 1.8  # the shift is about 3.5 there
+    assert own[table["picked"].to_numpy()].mean() > 0.95
+
+
+def test_a_given_prior_is_used_and_said(tmp_path: Path) -> None:
+    selection, _ = select(tmp_path, make_case(), SelectionOptions(prior=0.01))
+    assert (selection.score, selection.prior, selection.prior_given) == ("e2", 0.01, True)
+
+
+def test_a_repeated_run_gives_the_same_bytes(tmp_path: Path) -> None:
+    inputs = write_case(tmp_path, make_case(), SelectionOptions())
+    digests = set()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        run(inputs, tmp_path / name, SilentProgress())
+        digests.add(file_sha256(tmp_path / name / "selection.parquet"))
+    assert len(digests) == 1
+
+
+def test_held_out_images_have_no_say(tmp_path: Path) -> None:
+    case = make_case()
+    moved = case.labelled_features.copy()
+    moved[case.held_out] += 50.0
+    digests = []
+    for name, features in (("a", case.labelled_features), ("b", moved)):
+        select(tmp_path / name, replace(case, labelled_features=features), SelectionOptions(score="e2", count=60))
+        digests.append(file_sha256(tmp_path / name / "out" / "selection.parquet"))
+    assert digests[0] == digests[1]
+
+
+def test_junk_is_dropped_but_never_more_than_a_fiftieth(tmp_path: Path) -> None:
+    case = make_case()
+    features = case.pool_features.copy()
+    features[:40] += np.random.default_rng(0).normal(size=(40, WIDTH)) * 60.0
+    _, table = select(tmp_path, replace(case, pool_features=features), SelectionOptions(count=1200, prior=0.01))
+    junk = [i for i, why in enumerate(table["why"].to_pylist()) if why == "junk"]
+    assert 0 < len(junk) <= 24
+    assert max(junk) < 40
+    assert not table["picked"].to_numpy()[junk].any()
+
+
+def test_a_pool_without_outliers_loses_nothing() -> None:
+    distances = np.random.default_rng(0).chisquare(20, 5000)
+    assert not junk_mask(distances * 10, distances, 1.0).any()
+
+
+def test_an_outlier_that_fits_the_labelled_images_stays() -> None:
+    to_pool = np.append(np.random.default_rng(0).chisquare(20, 500), 1e6)
+    assert junk_mask(np.full(501, 9.0), to_pool, 8.0).sum() == 1
+    assert junk_mask(np.append(np.full(500, 9.0), 5.0), to_pool, 8.0).sum() == 0
+
+
+def test_two_classes_of_five_images_and_a_constant_pool_stay_finite(tmp_path: Path) -> None:
+    case = make_case(images=200, labelled=10, held_out_share=0.2)
+    flat = replace(
+        case,
+        labelled_classes=np.arange(10) % 2,
+        pool_features=np.ones((200, WIDTH)),
+    )
+    selection, table = select(tmp_path, flat, SelectionOptions())
+    assert np.isfinite(table["score"].to_numpy()).all()
+    assert selection.score == "e2"
+    assert selection.picked > 0
+
+
+def test_a_teacher_without_taps_is_read_by_its_logits(tmp_path: Path) -> None:
+    selection, table = select(tmp_path, replace(make_case(), taps=False), SelectionOptions(score="e2", count=30))
+    assert selection.picked == 30
+    assert np.isfinite(table["score"].to_numpy()).all()
+
+
+def test_recovered_logits_have_no_energy_and_that_is_said(tmp_path: Path) -> None:
+    case = make_case()
+    log_probability = case.pool_logits - np.log(np.exp(case.pool_logits).sum(axis=1, keepdims=True))
+    options = SelectionOptions(score="energy", count=30)
+    selection, table = select(tmp_path, replace(case, pool_logits=log_probability), options)
+    assert any("energy is constant" in warning for warning in selection.warnings)
+    assert len(set(table["score"].to_pylist())) > 1000
+
+
+@pytest.mark.parametrize(
+    ("pool_images", "draws", "expected"),
+    [
+        (40_000, 144_000, 8_000),
+        (40_000, 576_000, 32_000),
+        (40_000, 5_000_000, 40_000),
+        (1_000_000, 144_000, 8_000),
+        (20_000, 144_000, 4_000),
+        (3_000, 144_000, 3_000),
+        (10, 1, 1),
+    ],
+)
+def test_the_default_count_grows_with_the_training(pool_images: int, draws: int, expected: int) -> None:
+    assert default_count(pool_images, draws) == expected
+
+
+def test_the_gate_needs_an_estimate_that_stands_out_of_its_bound() -> None:
+    assert gate_is_open(PriorEstimate(alpha=0.2, threshold=0.0, bound=0.3))
+    assert not gate_is_open(PriorEstimate(alpha=0.01, threshold=0.0, bound=0.02))
+    assert not gate_is_open(PriorEstimate(alpha=0.09, threshold=0.0, bound=0.4))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        SelectionOptions(score="entropy"),
+        SelectionOptions(rule="best"),
+        SelectionOptions(count=0),
+        SelectionOptions(rule="threshold"),
+        SelectionOptions(rule="threshold", threshold=2.0),
+        SelectionOptions(prior=1.0),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(tmp_path: Path, options: SelectionOptions) -> None:
+    with pytest.raises(EngineError) as raised:
+        run(write_case(tmp_path, make_case(images=30, labelled=12), options), tmp_path, SilentProgress())
+    assert raised.value.code == "REQUEST_INVALID"
+
+
+@pytest.mark.parametrize(
+    ("images", "options"),
+    [(2, SelectionOptions(score="random")), (50, SelectionOptions(score="random", count=2))],
+)
+def test_fewer_picks_than_classes_are_too_poor(tmp_path: Path, images: int, options: SelectionOptions) -> None:
+    with pytest.raises(EngineError) as raised:
+        run(write_case(tmp_path, make_case(images=images), options), tmp_path, SilentProgress())
+    assert raised.value.code == "POOL_TOO_POOR"
+
+
+def test_scores_of_another_pool_are_refused(tmp_path: Path) -> None:
+    inputs = write_case(tmp_path, make_case(images=60))
+    other = write_pool(tmp_path / "other", ("shard-00000",), [0, 61])
+    with pytest.raises(EngineError, match="61 good images") as raised:
+        run(replace(inputs, pool=other), tmp_path, SilentProgress())
+    assert raised.value.code == "STAGE_PROTOCOL"
+
+
+def test_no_usable_labelled_image_is_refused(tmp_path: Path) -> None:
+    case = make_case(images=60)
+    with pytest.raises(EngineError) as raised:
+        run(write_case(tmp_path, replace(case, held_out=np.ones(120, dtype=bool))), tmp_path, SilentProgress())
+    assert raised.value.code == "IMAGES_MISSING"
