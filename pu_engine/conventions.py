@@ -277,13 +277,17 @@ def wilson(right: int, count: int, z: float = WILSON_Z) -> tuple[float, float]:
 
 
 def check_above_chance(scores: Scores, order: ClassOrder, labels: Sequence[str], rows: Sequence[Hypothesis]) -> None:
-    """Refuse a best hypothesis that a constant guess could reach.
+    """Refuse a best hypothesis whose predictions might have nothing to do with the labels.
+
+    Chance is the agreement of independent labels and predictions (Cohen 1960): a constant guess never beats it.
 
     Raises:
         EngineError: TEACHER_CONVENTION_UNKNOWN with the table of hypotheses.
     """
-    right = int((scores.argmax(axis=1) == order.of(labels)).sum())
-    chance = max(list(labels).count(label) for label in set(labels)) / len(labels)
+    index, predicted = order.of(labels), scores.argmax(axis=1)
+    right = int((predicted == index).sum())
+    shares = [np.bincount(values, minlength=scores.shape[1]) / len(labels) for values in (index, predicted)]
+    chance = float(shares[0] @ shares[1])
     if wilson(right, len(labels), CHANCE_Z)[0] > chance:
         return
     raise EngineError(

@@ -120,7 +120,8 @@ def test_scores_of_rank_four_and_half_precision_become_float_rows() -> None:
     model = teacher(tail, ["y"])
     model.graph.initializer.append(numpy_helper.from_array(np.array([2, 3]), "axes"))
     scores = scores_of(canonical(model).model, images(7))
-    assert (scores.dtype, scores.shape) == (np.float32, (7, CLASSES))
+    assert scores.dtype == np.float32
+    assert scores.shape == (7, CLASSES)
     np.testing.assert_allclose(scores, LOGITS, rtol=2e-3)
 
 

@@ -1,0 +1,278 @@
+"""Intake as a whole: a stripe-and-tint teacher in many disguises, and real teachers where they are at hand."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from pu_engine import intake
+from pu_engine.errors import EngineError
+from pu_engine.progress import SilentProgress
+from pu_engine.results import file_sha256
+from pu_engine.types import File, IntakeInputs, LabelledImages, StatedPreprocessing, Teacher
+
+SIDE = 8
+TINTS = {"amber": (220, 150, 30), "blue": (30, 60, 220), "green": (60, 190, 70)}
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+
+def file_of(path: Path) -> File:
+    return File(path=str(path), sha256=file_sha256(path))
+
+
+def write_images(path: Path, counts: dict[str, int]) -> File:
+    """A tar of noisy tinted PNG images, `counts` of each label; labels beyond the tints share their colours."""
+    generator = np.random.default_rng(4)
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for place, (label, count) in enumerate(counts.items()):
+            tint = TINTS.get(label, list(TINTS.values())[place % 3])
+            for index in range(count):
+                noisy = generator.normal(tint, 45, (SIDE, SIDE, 3)).clip(0, 255).astype(np.uint8)
+                buffer = io.BytesIO()
+                Image.fromarray(noisy).save(buffer, "PNG")
+                member = tarfile.TarInfo(f"{label}/{index:03d}.png")
+                member.size = len(buffer.getvalue())
+                tar.addfile(member, io.BytesIO(buffer.getvalue()))
+    return file_of(path)
+
+
+def teacher_bytes(
+    order: tuple[str, ...] = ("amber", "blue", "green"),
+    *,
+    gain: float = 40.0,
+    bias: float = 0.0,
+    edit: Callable[[Any], None] | None = None,
+) -> bytes:
+    """Nearest tint, as a network on ImageNet-normalised RGB: |x - tint| pooled, negated."""
+    tints = (np.array([TINTS[name] for name in order]) / 255 - MEAN) / STD
+    weights = {
+        "k": np.repeat(np.eye(3, dtype=np.float32), len(order), axis=0).reshape(3 * len(order), 3, 1, 1),
+        "b": -tints.T.reshape(-1).astype(np.float32),
+        "w": np.tile(-gain * np.eye(len(order), dtype=np.float32), (3, 1)) / 9,
+        "bias": np.full(len(order), bias, np.float32),
+    }
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["m"]),
+        helper.make_node("Conv", ["m", "k", "b"], ["c"]),
+        helper.make_node("Abs", ["c"], ["a"]),
+        helper.make_node("Flatten", ["a"], ["f"]),
+        helper.make_node("Gemm", ["f", "w", "bias"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tints",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, SIDE, SIDE])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", len(order)])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name="by-hand")
+    if edit is not None:
+        edit(model)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def take_in(folder: Path, data: bytes, counts: dict[str, int], **options: Any) -> tuple[Teacher, Path, SilentProgress]:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "teacher.onnx").write_bytes(data)
+    out, progress = folder / "out", SilentProgress()
+    out.mkdir(exist_ok=True)
+    inputs = IntakeInputs(
+        teacher=file_of(folder / "teacher.onnx"),
+        images=LabelledImages(tar=write_images(folder / "images.tar", counts)),
+        **options,
+    )
+    return intake.run(inputs, out, progress), out, progress
+
+
+EVENLY = dict.fromkeys(TINTS, 20)
+
+
+def refusal(folder: Path, data: bytes, counts: dict[str, int], **options: Any) -> str:
+    with pytest.raises(EngineError) as caught:
+        take_in(folder, data, counts, **options)
+    return caught.value.code
+
+
+def test_conventions_files_and_facts_are_found(tmp_path: Path) -> None:
+    teacher, out, progress = take_in(tmp_path, teacher_bytes(), EVENLY)
+    found = teacher.preprocessing
+    assert (found.layout, found.channels, found.dtype, found.height, found.width) == ("NCHW", "RGB", "float32", 8, 8)
+    assert teacher.accuracy == 1.0
+    assert teacher.accuracy_low < 1.0 == teacher.accuracy_high
+    assert (teacher.output, teacher.batch, teacher.classes) == ("logits", None, 3)
+    assert teacher.class_names == ("amber", "blue", "green")
+    assert (teacher.opset, teacher.producer, teacher.parameters, teacher.macs) == (17, "by-hand", 66, 9 * 3 + 27)
+    assert sorted(p.name for p in out.iterdir()) == ["canonical.onnx", "labelled.json", "tapped.onnx"]
+    assert progress.warnings == list(teacher.warnings)
+
+
+def test_imagenet_scaling_is_found_or_agrees(tmp_path: Path) -> None:
+    teacher, _, _ = take_in(tmp_path, teacher_bytes(), EVENLY)
+    right = [h for h in teacher.hypotheses if h.preprocessing.mean == tuple(MEAN) and h.preprocessing.channels == "RGB"]
+    assert max(h.agreement for h in right) >= 0.95
+
+
+def test_outputs_have_the_promised_names_and_shapes(tmp_path: Path) -> None:
+    teacher, out, _ = take_in(tmp_path, teacher_bytes(), EVENLY)
+    rows = np.zeros((5, 3, SIDE, SIDE), np.float32)
+    session = ort.InferenceSession(str(out / "tapped.onnx"))
+    outputs = session.run(None, {"input": rows})
+    assert [item.name for item in session.get_outputs()] == ["logits", *(tap.name for tap in teacher.taps)]
+    assert [value.shape for value in outputs] == [(5, 3), *((5, tap.width) for tap in teacher.taps)]
+    logits = ort.InferenceSession(str(out / "canonical.onnx")).run(["logits"], {"input": rows})[0]
+    np.testing.assert_allclose(outputs[0], logits, rtol=1e-5)
+
+
+def test_split_is_written_before_and_apart_from_the_probe(tmp_path: Path) -> None:
+    teacher, out, _ = take_in(tmp_path, teacher_bytes(), EVENLY)
+    rows = json.loads((out / "labelled.json").read_text())
+    assert len(rows) == 60
+    assert [row["key"].split("/")[0] for row in rows] == [row["label"] for row in rows]
+    assert {row["label"]: row["index"] for row in rows} == dict(teacher.class_order)
+    assert sum(row["held_out"] for row in rows) == 6
+    assert teacher.images == 54
+
+
+def test_run_repeats_to_the_byte_even_over_leftovers(tmp_path: Path) -> None:
+    first, out, _ = take_in(tmp_path, teacher_bytes(), EVENLY)
+    digests = {p.name: file_sha256(p) for p in out.iterdir()}
+    (out / "tapped.onnx").write_bytes(b"half")
+    second, _, _ = take_in(tmp_path, teacher_bytes(), EVENLY)
+    assert {p.name: file_sha256(p) for p in out.iterdir()} == digests
+    assert first == second
+
+
+def test_order_of_outputs_is_found_from_the_images(tmp_path: Path) -> None:
+    teacher, _, _ = take_in(tmp_path, teacher_bytes(("green", "amber", "blue")), EVENLY)
+    assert teacher.class_order == {"amber": 1, "blue": 2, "green": 0}
+    assert any("class_names" in text for text in teacher.warnings)
+    stated, _, _ = take_in(
+        tmp_path, teacher_bytes(("green", "amber", "blue")), EVENLY, class_names=("green", "amber", "blue")
+    )
+    assert stated.class_order == teacher.class_order
+
+
+def test_softmax_teacher_gives_its_logits(tmp_path: Path) -> None:
+    def normalise(model: Any) -> None:
+        model.graph.node.append(helper.make_node("Softmax", ["y"], ["p"]))
+        model.graph.output[0].name = "p"
+
+    teacher, out, _ = take_in(tmp_path, teacher_bytes(edit=normalise), EVENLY)
+    assert teacher.output == "probabilities"
+    assert "Softmax" not in {node.op_type for node in onnx.load(out / "canonical.onnx").graph.node}
+
+
+def test_background_class_shifts_the_order(tmp_path: Path) -> None:
+    def background(model: Any) -> None:
+        model.graph.initializer.append(numpy_helper.from_array(np.array([0, 1, 0, 0]), "pads"))
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(-99), "low"))
+        model.graph.node.append(helper.make_node("Pad", ["y", "pads", "low"], ["z"]))
+        model.graph.output[0].name = "z"
+        model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 4
+
+    teacher, _, _ = take_in(tmp_path, teacher_bytes(edit=background), EVENLY)
+    assert teacher.class_order == {"amber": 1, "blue": 2, "green": 3}
+    assert not any("no labelled image" in text for text in teacher.warnings)
+
+
+def test_statement_narrows_the_hypotheses(tmp_path: Path) -> None:
+    stated = StatedPreprocessing(channels="RGB", scale=1 / 255, mean=tuple(MEAN), std=tuple(STD))
+    teacher, _, _ = take_in(tmp_path, teacher_bytes(), EVENLY, preprocessing=stated)
+    assert [h.preprocessing.mean for h in teacher.hypotheses] == [tuple(MEAN)]
+
+
+@pytest.mark.parametrize(("counts", "code"), [({}, "IMAGES_MISSING"), ({"blue": 9}, "IMAGES_ONE_CLASS")])
+def test_too_few_classes_are_refused(tmp_path: Path, counts: dict[str, int], code: str) -> None:
+    assert refusal(tmp_path, teacher_bytes(), counts) == code
+
+
+def test_more_labels_than_outputs_are_unmappable(tmp_path: Path) -> None:
+    assert refusal(tmp_path, teacher_bytes(), dict.fromkeys("abcd", 5)) == "LABELS_UNMAPPABLE"
+
+
+def test_small_and_missing_classes_are_warnings(tmp_path: Path) -> None:
+    names = ("amber", "blue", "green")
+    teacher, _, _ = take_in(tmp_path, teacher_bytes(), {"amber": 20, "blue": 4}, class_names=names)
+    assert any("blue (4)" in text for text in teacher.warnings)
+    assert any(text.startswith("1 of the teacher's 3 classes") for text in teacher.warnings)
+
+
+def test_teachers_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "a", b"not a model", EVENLY) == "MODEL_MALFORMED"
+    assert refusal(tmp_path / "b", teacher_bytes(gain=0.0), EVENLY) == "TEACHER_IGNORES_IMAGE"
+    assert refusal(tmp_path / "c", teacher_bytes(bias=float("nan")), EVENLY) == "MODEL_NONFINITE"
+    shuffled = {f"{name}{i}": 12 for i, name in enumerate("zyx")}
+    wrong = teacher_bytes(gain=1e-3, bias=1.0)
+    stated = ("z0", "y1", "x2")
+    # Labels whose colours contradict the stated names: blue is called amber and so on.
+    assert (
+        refusal(tmp_path / "d", wrong, shuffled, class_names=(stated[1], stated[2], stated[0]))
+        == "TEACHER_CONVENTION_UNKNOWN"
+    )
+
+
+def test_input_of_another_rank_is_no_image(tmp_path: Path) -> None:
+    def flatten_twice(model: Any) -> None:
+        model.graph.input[0].type.tensor_type.shape.dim.add(dim_value=2)
+
+    assert refusal(tmp_path, teacher_bytes(edit=flatten_twice), EVENLY) == "TEACHER_NOT_A_CLASSIFIER"
+
+
+def shared_images(shared: Path, path: Path) -> File:
+    wanted = set((shared / "data" / "labelled-20.txt").read_text().split())
+    with (
+        tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar,
+        tarfile.open(shared / "data" / "cifar10-train.tar.gz") as source,
+    ):
+        for member in source:
+            name = "/".join(member.name.split("/")[-2:])
+            if name in wanted:
+                kept = tarfile.TarInfo(name)
+                kept.size = member.size
+                tar.addfile(kept, source.extractfile(member))
+    return file_of(path)
+
+
+@pytest.mark.slow
+def test_cifar_teachers_of_the_index_are_read_as_documented(shared: Path, tmp_path: Path) -> None:
+    images = LabelledImages(tar=shared_images(shared, tmp_path / "images.tar"))
+    folder = shared / "teachers"
+    for entry in json.loads((folder / "index.json").read_text())["models"]:
+        if entry["dataset"] != "cifar10-jpeg":
+            continue
+        inputs = IntakeInputs(
+            teacher=file_of(folder / entry["file"]),
+            images=images,
+            external_data={e["file"]: file_of(folder / e["file"]) for e in entry["extra_files"]},
+            threads=2,
+        )
+        out = tmp_path / entry["file"]
+        out.mkdir()
+        teacher = intake.run(inputs, out, SilentProgress())
+        assert (teacher.preprocessing.layout, teacher.preprocessing.channels) == (
+            entry["layout"],
+            entry["colour_order"],
+        ), entry["file"]
+        assert min(teacher.class_order.values()) == entry["label_offset"], entry["file"]
+        documented = [h for h in teacher.hypotheses if is_documented(h.preprocessing, entry["scaling"])]
+        assert documented[0].agreement >= 0.93, entry["file"]
+
+
+def is_documented(found: Any, scaling: Any) -> bool:
+    """Whether two conventions send black and white to the same values."""
+    divisor, mean, std = (np.asarray(scaling[key], float) for key in ("div", "mean", "std"))
+    ours = [(p * found.scale - np.asarray(found.mean)) / np.asarray(found.std) for p in (0, 255)]
+    theirs = [(p / divisor - mean) / std for p in (0, 255)]
+    return bool(np.allclose(ours, theirs, rtol=1e-2, atol=1e-2))
