@@ -56,7 +56,7 @@ def test_a_finished_stage_lists_every_file_it_made(tmp_path: Path, small_job: Sm
         assert file_sha256(tmp_path / "out" / row["path"]) == row["sha256"]
     assert load(Pool, tmp_path / "out").images == small_job.pool_images
     last = messages[-1]
-    assert (last["done"], last["unit"]) == (last["total"], "images")
+    assert last["done"] == last["total"] > 0
 
 
 def test_a_second_run_gives_the_same_digest(tmp_path: Path, ingest: dict[str, Any]) -> None:
