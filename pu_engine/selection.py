@@ -64,7 +64,8 @@ def run(inputs: SelectionInputs, out: Path, progress: Progress) -> Selection:
             there are labelled classes; POOL_INVALID, STAGE_PROTOCOL, IMAGES_MISSING for inputs that do not fit.
     """
     check_options(inputs.selection)
-    torch.set_num_threads(inputs.threads)
+    # The PU side's layers are so small that two threads mostly wait for each other, worst on a busy machine.
+    torch.set_num_threads(1)
     teacher = load(Teacher, inputs.intake.path)
     files = open_score_files(Path(inputs.intake.path), Path(inputs.scoring.path))
     keys = open_pool(inputs.pool).keys
