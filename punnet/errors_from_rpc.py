@@ -15,7 +15,6 @@ from punnet.v1 import job_pb2
 # Where a server puts a google.rpc.Status that says more than code and text.
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 _Detail = TypeVar("_Detail", bound=Message)
-UNREACHABLE = (StatusCode.UNAVAILABLE, StatusCode.DEADLINE_EXCEEDED)
 
 
 def error_from_rpc(error: AioRpcError, address: str) -> PunnetError:
@@ -29,8 +28,15 @@ def error_from_rpc(error: AioRpcError, address: str) -> PunnetError:
     if info is not None and info.domain == DOMAIN:
         details = dict(info.metadata)
         return make_error(info.reason, text, details.pop("remedy", ""), details)
-    if error.code() in UNREACHABLE:
+    if error.code() == StatusCode.UNAVAILABLE:
         return unreachable(address, text)
+    if error.code() == StatusCode.DEADLINE_EXCEEDED:
+        return make_error(
+            "UNAVAILABLE",
+            f"The server at {address} did not answer in time.",
+            "It may be busy: try again in a moment.",
+            {"address": address},
+        )
     return make_error(
         "INTERNAL",
         f"The server at {address} answered {error.code().name}: {text}.",
