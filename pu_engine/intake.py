@@ -40,9 +40,7 @@ def run(inputs: IntakeInputs, out: Path, progress: Progress) -> Teacher:
     progress.update(1, STEPS, "step")
     found = probe.catalogue(inputs.images, inputs.seed)
     source = graph_surgery.image_input(original)
-    layout = conventions.layout(original, source, inputs.preprocessing)
-    shape = conventions.image_shape(source, layout, inputs.preprocessing, found.native)
-    candidates = conventions.hypotheses(layout, source.dtype, shape, inputs.preprocessing)
+    candidates = _candidates(original, source, found, inputs)
     progress.update(2, STEPS, "step")
     canonical = canonicalisation.canonicalise(
         original,
@@ -101,6 +99,14 @@ def _vetted(inputs: IntakeInputs) -> Any:
     model = guard.vet(paths[0].read_bytes(), blobs)
     graph_surgery.hoist_constants(model)
     return model
+
+
+def _candidates(
+    original: Any, source: graph_surgery.ModelInput, found: probe.Catalogue, inputs: IntakeInputs
+) -> list[Preprocessing]:
+    layout = conventions.layout(original, source, inputs.preprocessing)
+    shape = conventions.image_shape(source, layout, inputs.preprocessing, found.native)
+    return conventions.hypotheses(layout, source.dtype, shape, inputs.preprocessing)
 
 
 def _probe(
