@@ -7,6 +7,7 @@ digest. What a broken connection or a restart leaves is continued.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import hashlib
 import os
@@ -21,7 +22,7 @@ from typing import Any, TypeVar
 
 import google_crc32c
 
-from punnet.errors import make_error
+from punnet.errors import PunnetError, make_error
 from server.folders import DataFolder, fsync_folder
 from server.job_spec import digests_of
 
@@ -57,6 +58,7 @@ class Upload:
     pending: list[tuple[bytes, int]] = field(default_factory=list)
     pending_bytes: int = 0
     in_flight: asyncio.Future[None] | None = None
+    broken: bool = False  # a batch was not written; what came after it must not be either
 
 
 class BlobStore:
@@ -261,15 +263,16 @@ class BlobStore:
         except OSError as error:
             raise _disk_full(error) from error
         finally:
+            upload.broken = upload.broken or upload.in_flight.exception() is not None
             upload.in_flight = None
 
     async def _close(self, upload: Upload) -> None:
         """Keep what came: the partial is on the disk when the stream is gone."""
         try:
-            if upload.pending and upload.in_flight is None:
-                await self._flush(upload)
-            if upload.in_flight is not None:
-                await asyncio.wait({upload.in_flight})
+            with contextlib.suppress(PunnetError):  # the stream has ended already; its end said why
+                if upload.pending and not upload.broken:
+                    await self._flush(upload)
+                await self._settle(upload)
             await self.in_thread(os.fsync, upload.file)
         finally:
             os.close(upload.file)

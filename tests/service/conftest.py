@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.service.running_server import RunningServer, image_tar
+from tests.service.running_server import SLOW_IMAGES, RunningServer, image_tar
 
 
 @pytest.fixture
@@ -40,4 +40,4 @@ def shared_server() -> Iterator[RunningServer]:
 @pytest.fixture(scope="session")
 def slow_tar() -> bytes:
     """A tar whose ingest takes seconds, so that a test can interrupt it."""
-    return image_tar(4000, side=64)
+    return image_tar(SLOW_IMAGES, side=64)

@@ -36,6 +36,7 @@ from punnet.v1 import (
 
 START_SECONDS = 30.0
 CHUNK_BYTES = 256 << 10
+SLOW_IMAGES = 2000
 FINAL = (job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED)
 
 
@@ -126,6 +127,19 @@ class RunningServer:
     def ended(self, job_id: str, seconds: float = 60.0) -> job_pb2.Job:
         until(lambda: self.job(job_id).state in FINAL, seconds)
         return self.job(job_id)
+
+    def signal_stages(self, number: int) -> None:
+        """Send a signal to every stage's process."""
+        for pid in stage_children(self):
+            os.kill(pid, number)
+
+    def pause_stages(self) -> None:
+        """Stop the stages' processes; only SIGKILL and `resume_stages` reach them."""
+        until(lambda: stage_children(self))
+        self.signal_stages(signal.SIGSTOP)
+
+    def resume_stages(self) -> None:
+        self.signal_stages(signal.SIGCONT)
 
     def ingest(self, name: str, sha256: str, request_id: str = "") -> job_pb2.Job:
         request = pool_pb2.CreatePoolRequest(name=name, tar_sha256=[sha256], request_id=request_id)

@@ -1,0 +1,235 @@
+"""The command `punnet` against a real server process: documents, exit statuses, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from punnet import Client
+from punnet.transfer import file_sha256
+from tests.conftest import SmallJob
+from tests.service.running_server import RunningServer, image_tar, until
+
+COMMAND = (sys.executable, "-c", "from punnet.cli import main; main()")
+
+
+def environment(server: RunningServer) -> dict[str, str]:
+    return {**os.environ, "PUNNET_SERVER": f"unix:{server.folder / 's'}", "COLUMNS": "200"}
+
+
+def punnet(server: RunningServer, *args: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [*COMMAND, *map(str, args)],
+        env=environment(server),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def document(done: subprocess.CompletedProcess[str], status: int = 0) -> Any:
+    assert done.returncode == status, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def pool(shared_server: RunningServer) -> str:
+    tar = shared_server.folder / "pool.tar"
+    tar.write_bytes(image_tar(40))
+    made = document(punnet(shared_server, "pool", "create", "tiny", tar, "--json"))
+    assert (made["name"], made["images"], made["bad_images"]) == ("tiny", 40, 0)
+    return "tiny"
+
+
+def test_pools_are_listed_and_shown(shared_server: RunningServer, pool: str) -> None:
+    listed = document(punnet(shared_server, "pool", "list", "--json"))
+    assert pool in [p["name"] for p in listed["pools"]]
+    shown = punnet(shared_server, "pool", "info", pool)
+    assert "40" in shown.stdout
+
+
+def test_inspect_prints_the_artifact_as_it_is(shared_server: RunningServer, small_job: SmallJob, folder: Path) -> None:
+    found = document(
+        punnet(shared_server, "inspect", small_job.teacher, "--images", small_job.images, "--seed", "41", "--json")
+    )
+    keys = {"layout", "channels", "scale", "mean", "std", "dtype", "size", "batch", "output", "classes", "class_order"}
+    keys |= {"accuracy", "accuracy_low", "accuracy_high", "images", "warnings"}
+    assert keys <= found.keys()
+    newest = document(punnet(shared_server, "jobs", "--limit", "1", "--json"))["jobs"][0]
+    assert newest["kind"] == "INSPECT"
+    fetched = document(punnet(shared_server, "download", newest["job"][:8], "--out", folder / "out", "--json"))
+    assert found == json.loads((folder / "out" / "inspection.json").read_text())
+    for artifact in fetched["artifacts"]:
+        assert file_sha256(folder / "out" / artifact["path"]) == artifact["sha256"]
+
+
+def test_inspect_shows_a_table_and_the_hypotheses(shared_server: RunningServer, small_job: SmallJob) -> None:
+    shown = punnet(shared_server, "inspect", small_job.teacher, "--images", small_job.images)
+    assert shown.returncode == 0
+    assert "NCHW" in shown.stdout
+    assert "What was tried, best first" in shown.stdout
+    assert "intake: " in shown.stderr  # progress is not among the results
+
+
+def test_validation_prints_the_contract_of_compress(
+    shared_server: RunningServer, small_job: SmallJob, pool: str, folder: Path
+) -> None:
+    done = document(
+        punnet(
+            *(shared_server, "compress", small_job.teacher, "--images", small_job.images, "--pool", pool),
+            *("--validate-only", "--layout", "nchw", "--out", folder / "out", "--json"),
+        )
+    )
+    assert done.keys() == {"job", "state", "artifacts", "report"}
+    assert done["state"] == "SUCCEEDED"
+    assert done["report"] is None
+    assert all((folder / "out" / a["path"]).stat().st_size == a["size"] for a in done["artifacts"])
+
+
+def test_path_in_place_of_a_pool_says_how_to_make_one(
+    shared_server: RunningServer, small_job: SmallJob, folder: Path
+) -> None:
+    done = punnet(
+        *(shared_server, "compress", small_job.teacher, "--images", small_job.images),
+        *("--pool", small_job.pool_tar, "--out", folder),
+    )
+    assert done.returncode == 5
+    assert f"punnet pool create NAME {small_job.pool_tar}" in done.stderr
+
+
+def test_unknown_pool_and_job_exit_5_with_a_document(
+    shared_server: RunningServer, small_job: SmallJob, folder: Path
+) -> None:
+    done = punnet(
+        *(shared_server, "compress", small_job.teacher, "--images", small_job.images),
+        *("--pool", "nowhere", "--out", folder, "--json"),
+    )
+    assert document(done, 5)["error"]["code"] == "POOL_NOT_FOUND"
+    assert document(punnet(shared_server, "watch", "0" * 32, "--json"), 5)["error"]["code"] == "JOB_NOT_FOUND"
+
+
+def test_bad_teacher_exits_3_and_names_the_stage(
+    shared_server: RunningServer, small_job: SmallJob, folder: Path
+) -> None:
+    (folder / "bad.onnx").write_bytes(b"\x08\x08no model")
+    done = punnet(shared_server, "inspect", folder / "bad.onnx", "--images", small_job.images, "--json")
+    error = document(done, 3)["error"]
+    assert error["code"].startswith("MODEL_")
+    assert error["details"]["stage"] == "intake"
+    job = error["details"]["job"]
+    assert document(punnet(shared_server, "watch", job, "--json"), 3)["error"]["code"] == error["code"]
+
+
+def test_misspelt_choice_exits_2_with_the_choices(
+    shared_server: RunningServer, small_job: SmallJob, pool: str, folder: Path
+) -> None:
+    done = punnet(
+        *(shared_server, "compress", small_job.teacher, "--images", small_job.images, "--pool", pool),
+        *("--rule", "best", "--out", folder),
+    )
+    assert done.returncode == 2
+    assert "balanced, top, threshold" in done.stderr
+
+
+def test_detached_job_is_watched_cancelled_and_deleted(
+    shared_server: RunningServer, small_job: SmallJob, pool: str
+) -> None:
+    started = document(
+        punnet(
+            *(shared_server, "compress", small_job.teacher, "--images", small_job.images, "--pool", pool),
+            *("--detach", "--json", "--seed", "42"),
+        )
+    )
+    job = started["job"]
+    assert started["artifacts"] == []
+    assert document(punnet(shared_server, "cancel", job, "--json"))["state"] in ("CANCELLING", "CANCELLED")
+    assert document(punnet(shared_server, "watch", job, "--json"), 12)["error"]["code"] == "JOB_CANCELLED"
+    assert document(punnet(shared_server, "delete", job, "--json")) == {"job": job}
+    assert document(punnet(shared_server, "watch", job, "--json"), 5)["error"]["code"] == "JOB_NOT_FOUND"
+
+
+def test_doctor_reads_the_server(shared_server: RunningServer) -> None:
+    found = document(punnet(shared_server, "doctor", "--json"))
+    assert found["problems"] == []
+    assert found["server"]["devices"]
+    assert found["packages"]["grpcio"]
+
+
+def test_doctor_exits_1_where_nothing_answers(shared_server: RunningServer, folder: Path) -> None:
+    found = document(punnet(shared_server, "doctor", "--server", f"unix:{folder}/none", "--json"), 1)
+    assert "No Punnet server answers" in found["problems"][0]
+
+
+def test_ctrl_c_leaves_the_job_running_and_says_how_to_go_on(server: RunningServer, slow_tar: bytes) -> None:
+    tar = server.folder / "slow.tar"
+    tar.write_bytes(slow_tar)
+    command = subprocess.Popen(
+        [*COMMAND, "pool", "create", "slow", str(tar)],
+        env=environment(server),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with Client(f"unix:{server.folder / 's'}") as client:
+        until(lambda: any(job.state == 2 for job in client.jobs()))  # RUNNING
+        server.pause_stages()
+        command.send_signal(signal.SIGINT)
+        out, err = command.communicate(timeout=30)
+        (job,) = client.jobs()
+        assert command.returncode == 130, err
+        assert out == ""
+        assert f"punnet watch {job.id}" in err
+        assert f"punnet cancel {job.id}" in err
+        assert "Traceback" not in err
+        server.resume_stages()
+        client.wait(job.id)
+
+
+def test_serve_serves_a_data_folder(folder: Path) -> None:
+    serving = subprocess.Popen(
+        [*COMMAND, "serve", "--data", str(folder / "data"), "--socket", str(folder / "s")], stderr=subprocess.PIPE
+    )
+    try:
+        until((folder / "data" / "server.json").exists)
+        with Client(f"unix:{folder / 's'}") as client:
+            assert client.jobs() == []
+    finally:
+        serving.send_signal(signal.SIGTERM)
+        serving.communicate(timeout=20)
+    assert serving.returncode == 0
+
+
+@pytest.mark.slow
+def test_whole_compression_writes_the_report_and_its_document(
+    shared_server: RunningServer, small_job: SmallJob, folder: Path
+) -> None:
+    document(punnet(shared_server, "pool", "create", "whole", small_job.pool_tar, "--json"))
+    done = document(
+        punnet(
+            *(shared_server, "compress", small_job.teacher, "--images", small_job.images, "--pool", "whole"),
+            *("--steps", "60", "--target", "cpu", "--student", "cifar_resnet8", "--out", folder / "out", "--json"),
+            timeout=900,
+        )
+    )
+    report = json.loads(Path(done["report"]).read_text())
+    assert report["student"]["name"] == "cifar_resnet8"
+    student = next(a for a in done["artifacts"] if a["path"] == "student.onnx")
+    assert file_sha256(folder / "out" / "student.onnx") == student["sha256"]
+    shown = punnet(
+        *(shared_server, "compress", small_job.teacher, "--images", small_job.images, "--pool", "whole"),
+        *("--steps", "60", "--target", "cpu", "--student", "cifar_resnet8", "--out", folder / "again"),
+        timeout=900,
+    )
+    assert "reused" in shown.stderr  # the same stages with the same inputs run once
+    assert "cifar_resnet8" in shown.stdout
