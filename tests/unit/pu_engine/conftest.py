@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from pu_engine.distillation import run as run_distillation
@@ -32,6 +33,15 @@ from pu_engine.types import (
 SIZE, CLASSES = 16, 3
 COLOURS = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200]])
 FAST = DistillationOptions(steps=40, batch_size=16, learning_rate=0.05)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Torch's threads wait for each other by spinning: on shared cores two are slower than one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
