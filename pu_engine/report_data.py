@@ -169,7 +169,9 @@ def _student_json(results: Results) -> dict[str, Any]:
         "accuracy_low": verdicts.student_accuracy_low,
         "accuracy_high": verdicts.student_accuracy_high,
         "held_out": verdicts.held_out,
+        "held_out_agreement": results.student.held_out_agreement,
         "agreement": verdicts.student_agreement,
+        "parity_images": results.training_set.parity,
         "parameter_factor": results.teacher.parameters / spec.parameters,
         "speed": None if timed is None else to_json(timed),
     }

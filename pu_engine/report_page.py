@@ -85,7 +85,7 @@ def headline(data: Mapping[str, Any]) -> str:
     student, teacher = data["student"], data["teacher"]
     change = 100 * (student["accuracy"] - teacher["held_out_accuracy"])
     beside = (
-        "as many points as" if abs(change) < 0.05 else f"{abs(change):.1f} points {'above' if change > 0 else 'below'}"
+        "as many as" if abs(change) < 0.05 else f"{abs(change):.1f} points {'above' if change > 0 else 'below'}"
     )
     text = (
         f"The student answers {percent(student['accuracy'])} of {number(student['held_out'])} held-out labelled images "
