@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pu_engine.report_data import cpu_model
-from pu_engine.stage import installed_versions
+from pu_engine.execution import installed_versions
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pu_engine.execution import execute
 from pu_engine.jsonform import to_json
 from pu_engine.pipeline import COMPRESS, Stage, stage_inputs, stage_key
 from pu_engine.progress import Progress, SilentProgress
 from pu_engine.results import file_sha256, read_manifest
-from pu_engine.stage import execute
 from pu_engine.types import File, Folder, LabelledFile, LabelledImages
 
 
