@@ -26,9 +26,8 @@ def write(store: Store, function: Any, *arguments: Any) -> Any:
 
 
 def new_job(store: Store, job_id: str = "a", kind: str = "compress", tenant: str = "local", **fields: Any) -> None:
-    write(
-        store, job_table.insert_job, NewJob(tenant=tenant, id=job_id, kind=kind, spec=fields.pop("spec", {}), **fields)
-    )
+    spec = fields.pop("spec", {})
+    write(store, job_table.insert_job, NewJob(tenant=tenant, id=job_id, kind=kind, spec=spec, **fields))
 
 
 def claimed(store: Store, kind: str = "compress") -> JobRow:
@@ -132,18 +131,8 @@ def test_name_of_a_pool_is_taken_by_a_waiting_ingest_and_by_a_finished_pool(stor
     new_job(store, "a", "ingest", spec={"name": "web"})
     assert write(store, pool_table.name_taken, "local", "web")
     job = claimed(store, "ingest")
-    row = PoolRow(
-        tenant="local",
-        name="web",
-        job_id="a",
-        ready=False,
-        images=1,
-        bad_images=0,
-        shards=1,
-        size=1,
-        sha256="0",
-        created=1,
-    )
+    figures = {"images": 1, "bad_images": 0, "shards": 1, "size": 1, "created": 1}
+    row = PoolRow(tenant="local", name="web", job_id="a", ready=False, sha256="0", **figures)
     write(store, pool_table.put_pool, row)
     assert write(store, pool_table.pool_by_name, "local", "web") is None
     write(store, job_table.finish, job, "FAILED", None, ())
