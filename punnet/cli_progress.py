@@ -116,10 +116,9 @@ class StageBars(StageLines):
         """Moves the stage's bar."""
         state = stage_state(stage)
         if stage.name not in self._tasks:
-            self._tasks[stage.name] = self._bars.add_task(stage.name, total=1, start=False, figures="")
+            self._tasks[stage.name] = self._bars.add_task(stage.name, total=1, figures="")
         task = self._tasks[stage.name]
         if state == "RUNNING":
-            self._bars.start_task(task)
             total = stage.progress.total or None
             self._bars.update(task, completed=stage.progress.done, total=total, figures=figures(stage.progress))
         elif state in ("SUCCEEDED", "REUSED"):
