@@ -46,13 +46,13 @@ def accuracy(logits: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
     return float((logits.argmax(axis=1) == labels).mean())
 
 
-def wilson_interval(share: float, n: int) -> tuple[float, float]:
-    """95 % interval of a share of n draws (Wilson 1927); (0, 1) for none."""
+def wilson_interval(share: float, n: int, z: float = Z_95) -> tuple[float, float]:
+    """Score interval of a share of n draws, 95 % by default; (0, 1) for none. Source: Wilson 1927."""
     if n == 0:
         return 0.0, 1.0
-    square = Z_95**2
+    square = z**2
     middle = (share + square / (2 * n)) / (1 + square / n)
-    half = Z_95 * math.sqrt(share * (1 - share) / n + square / (4 * n * n)) / (1 + square / n)
+    half = z * math.sqrt(share * (1 - share) / n + square / (4 * n * n)) / (1 + square / n)
     return max(0.0, middle - half), min(1.0, middle + half)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pu_engine.agreement import wilson_interval
 from pu_engine.errors import EngineError
 from pu_engine.graph_surgery import ModelInput, not_a_classifier
 from pu_engine.labels import ClassOrder, Scores, best_order
@@ -47,7 +48,7 @@ CHANNEL_ORDERS = ("RGB", "BGR", "GRAY")
 LARGEST_NATIVE, USUAL_SIDE = 128, 224
 INTEGER_SCALINGS = {"uint8": (1.0, 0.0, 1.0), "int8": (1.0, 128.0, 1.0)}
 TEMPERATURES = 2.0 ** np.arange(-6, 15)  # some teachers' logits reach 9000
-WILSON_Z, CHANCE_Z = 1.96, 2.58
+CHANCE_Z = 2.58
 TIE_ERRORS = 2.0  # standard errors of the paired difference
 CONSTANT_SHARE = 1e-6
 
@@ -266,16 +267,6 @@ def ties(trials: Sequence[Trial]) -> list[Trial]:
     return tied
 
 
-def wilson(right: int, count: int, z: float = WILSON_Z) -> tuple[float, float]:
-    """Wilson's score interval of a share. Source: Wilson 1927."""
-    if count == 0:
-        return 0.0, 1.0
-    share, square = right / count, z * z / count
-    centre = (share + square / 2) / (1 + square)
-    half = z / (1 + square) * (share * (1 - share) / count + square / (4 * count)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def check_above_chance(scores: Scores, order: ClassOrder, labels: Sequence[str], rows: Sequence[Hypothesis]) -> None:
     """Refuse a best hypothesis whose predictions might have nothing to do with the labels.
 
@@ -288,7 +279,7 @@ def check_above_chance(scores: Scores, order: ClassOrder, labels: Sequence[str],
     right = int((predicted == index).sum())
     shares = [np.bincount(values, minlength=scores.shape[1]) / len(labels) for values in (index, predicted)]
     chance = float(shares[0] @ shares[1])
-    if wilson(right, len(labels), CHANCE_Z)[0] > chance:
+    if wilson_interval(right / len(labels), len(labels), CHANCE_Z)[0] > chance:
         return
     raise EngineError(
         "TEACHER_CONVENTION_UNKNOWN",

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pu_engine import canonicalisation, conventions, forward, graph_surgery, guard, guard_limits, labels, probe
+from pu_engine.agreement import wilson_interval
 from pu_engine.canonicalisation import Canonical
 from pu_engine.conventions import Trial
 from pu_engine.jsonform import to_json
@@ -63,8 +64,7 @@ def run(inputs: IntakeInputs, out: Path, progress: Progress) -> Teacher:
     for text in warnings:
         progress.warn(text)
     progress.update(STEPS, STEPS, "step")
-    right = round(hypotheses[0].accuracy * len(image_labels))
-    low, high = conventions.wilson(right, len(image_labels))
+    low, high = wilson_interval(hypotheses[0].accuracy, len(image_labels))
     return Teacher(
         preprocessing=best.preprocessing,
         output=canonical.output.kind,

@@ -35,6 +35,7 @@ CHANNELS_FIRST = (
 )
 TO_CHANNELS_LAST, TO_CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 OPSET_WITH_AXES_INPUT = 18
+SAME_SHARE = 1e-3  # of the largest value
 POOLED_AXES = {"NCHW": (2, 3), "NHWC": (1, 2), "tokens": (1,), "vector": ()}
 
 
@@ -128,11 +129,11 @@ def choose(model: Any, names: Sequence[str], values: Mapping[str, NDArray[Any]],
     chosen += [(tokens[i], "tokens") for i in _evenly(len(tokens), TOKEN_CUTS)]
     chosen += [(name, "vector") for name in (vectors[-1:] if chosen else vectors[-MAPS:])]
     widths = {name: _width(values[name], kind) for name, kind in chosen}
-    vector_widths = {widths[name] for name, kind in chosen if kind == "vector"}
+    last = [values[name] for name, kind in chosen if kind == "vector"]
     chosen = [
         (name, kind)
         for name, kind in chosen
-        if not (kind in ("NCHW", "NHWC") and values[name][0].size == widths[name] and widths[name] in vector_widths)
+        if not (kind in ("NCHW", "NHWC") and any(_repeats(values[name], kind, vector) for vector in last))
     ]
     if not chosen:
         # A tree ensemble, or a single matrix: nothing but the scores describes the image.
@@ -141,6 +142,15 @@ def choose(model: Any, names: Sequence[str], values: Mapping[str, NDArray[Any]],
         Tap(name=f"{TAP_PREFIX}{index}", source=f"{name}:{kind}", width=widths[name])
         for index, (name, kind) in enumerate(chosen)
     ]
+
+
+def _repeats(value: NDArray[Any], kind: str, vector: NDArray[Any]) -> bool:
+    """Whether a map, once pooled, says what the vector behind it says: the network's own pooling made that."""
+    pooled = value.astype(np.float32).mean(axis=POOLED_AXES[kind])
+    if pooled.shape != vector.shape:
+        return False
+    single_pixel = value[0].size == pooled[0].size
+    return single_pixel or bool(np.abs(pooled - vector).max() <= SAME_SHARE * np.abs(vector).max())
 
 
 def _evenly(available: int, wanted: int) -> list[int]:

@@ -58,6 +58,12 @@ def test_wilson_interval_has_its_textbook_value() -> None:
     assert high == pytest.approx(0.8881, abs=1e-4)
 
 
+def test_wilson_interval_has_newcombes_values() -> None:
+    # Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662; 0 of 20 gives 0 to 0.1611.
+    assert wilson_interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson_interval(0.0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+
+
 @given(right=st.integers(0, 50), more=st.integers(0, 50))
 def test_wilson_interval_holds_the_share_within_zero_and_one(right: int, more: int) -> None:
     n = right + more

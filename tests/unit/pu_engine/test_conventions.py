@@ -190,9 +190,3 @@ def test_constant_guess_is_chance_and_a_few_right_images_of_a_small_class_are_no
     conventions.check_above_chance(np.array([[1.0, 0.0]] * 18 + [[0.0, 1.0]] * 3), ORDER, labels, [])
     with pytest.raises(EngineError):
         conventions.check_above_chance(constant, ORDER, labels, [])
-
-
-def test_wilson_golden() -> None:
-    # Newcombe 1998, table I: 81 of 263 gives 0.2553 to 0.3662; 0 of 20 gives 0 to 0.1611.
-    assert conventions.wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert conventions.wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
