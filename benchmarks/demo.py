@@ -32,7 +32,7 @@ STEPS, BATCH, PICKS = 240, 64, 1000
 SEED = 0
 TEACHER_OUTPUT, STUDENT_OUTPUT = "scores", "logits"
 
-say = Console(highlight=False).print
+say = Console(highlight=False, soft_wrap=True).print  # paths stay whole, to be copied
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,12 +151,12 @@ def show(data: DemoData, default: Measured, random: Measured, out: Path, seconds
                 "model": name, "accuracy": m.accuracy, "agreement": m.agreement, "precision": m.precision,
                 "parameters": m.parameters, "bytes": m.file_bytes, "milliseconds": m.milliseconds,
             }
-            for name, m in (("student", default), ("student, random picks", random))
+            for name, m in (("student", default), ("random picks", random))
         ),
     ]  # fmt: skip
     print_table(
         f"{len(data.test_labels)} digits that neither teacher nor student trained on",
-        ["", "accuracy", "agrees with teacher", "digits among picks", "parameters", "file", "one image"],
+        ["", "accuracy", "agreement", "digits picked", "parameters", "file", "one image"],
         [
             [
                 str(r["model"]), f"{r['accuracy']:.1%}", f"{r['agreement']:.1%}",
@@ -166,6 +166,8 @@ def show(data: DemoData, default: Measured, random: Measured, out: Path, seconds
             for r in rows
         ],
     )  # fmt: skip
+    say("   agreement: with the teacher. digits picked: their share among the picked images.")
+    say("   random picks: the same student from picks at random, junk left out and classes balanced as above.")
     say(f"{share:.1%} of the pool are digits. The score was [bold]{default.report['selection']['score']}[/]:")
     say(f"   {default.report['selection']['why']}")
     write_json(
