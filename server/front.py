@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import time
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 MESSAGE_BYTES = 4 << 20
 CONCURRENT_CALLS = 512  # above the number of watchers
+END_POLL_SECONDS = 0.01
 # Reasons with figures: service.md section 2, traps 5 to 7.
 OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
@@ -69,6 +71,12 @@ class Calls(grpc.aio.ServerInterceptor):
         if handler.stream_unary:
             return grpc.stream_unary_rpc_method_handler(self._unary(handler.stream_unary, method), **coders)
         return grpc.stream_stream_rpc_method_handler(self._stream(handler.stream_stream, method), **coders)
+
+    async def ended(self, seconds: float) -> None:
+        """Wait until no call runs and each has sent its status, at most so long."""
+        deadline = time.monotonic() + seconds
+        while self.running and time.monotonic() < deadline:
+            await asyncio.sleep(END_POLL_SECONDS)
 
     def _unary(self, inner: Callable[[Any, Context], Awaitable[Any]], method: str) -> Any:
         async def call(request: Any, context: Context) -> Any:

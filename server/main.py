@@ -45,7 +45,8 @@ log = logging.getLogger(__name__)
 
 EXIT_REFUSED = 2
 SOCKET_PATH_BYTES = 107
-STOP_SECONDS = 3.0
+CALLS_END_SECONDS = 2.0
+STOP_SECONDS = 1.0
 TERM_SECONDS = 2.0  # a stage that the server's end interrupts keeps its finished parts; it need not tidy up
 IDLE_CHECKS = 10
 
@@ -258,6 +259,8 @@ class Server:
         await self._front.health.enter_graceful_shutdown()
         ending = asyncio.create_task(self._engine.shutdown())
         await self._watch.drain()
+        # Stopping the server cuts a watcher off whose UNAVAILABLE is not yet sent: it would see CANCELLED.
+        await self._front.calls.ended(CALLS_END_SECONDS)
         await self._front.server.stop(STOP_SECONDS)
         await ending
         await asyncio.to_thread(self._blobs.close)
