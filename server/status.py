@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 import grpc
-from google.protobuf import any_pb2
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from punnet.errors import DOMAIN, TABLE, PunnetError
@@ -14,19 +13,22 @@ from punnet.errors import DOMAIN, TABLE, PunnetError
 # Trailing metadata is limited to 8 KiB by default, on either side.
 MESSAGE_CHARACTERS = 1000
 DETAIL_CHARACTERS = 200
+RETRY_SECONDS = {"QUOTA": 1}  # what frees itself; the client waits so long and tries again
 
 
 def status_of(error: PunnetError) -> status_pb2.Status:
-    """Code, message, and an ErrorInfo with the code of the table, the remedy and the details."""
+    """Code, message, ErrorInfo with the code of the table, remedy and details; RetryInfo where waiting helps."""
     row = TABLE[error.code]
     info = error_details_pb2.ErrorInfo(reason=error.code, domain=DOMAIN, metadata={"remedy": error.remedy})
     for name, value in error.details.items():
         info.metadata[name] = value[:DETAIL_CHARACTERS]
-    packed = any_pb2.Any()
-    packed.Pack(info)
-    return status_pb2.Status(
-        code=int(row.status.value[0]), message=error.message[:MESSAGE_CHARACTERS], details=[packed]
-    )
+    status = status_pb2.Status(code=int(row.status.value[0]), message=error.message[:MESSAGE_CHARACTERS])
+    status.details.add().Pack(info)
+    if error.code in RETRY_SECONDS:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.seconds = RETRY_SECONDS[error.code]
+        status.details.add().Pack(retry)
+    return status
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: PunnetError) -> NoReturn:

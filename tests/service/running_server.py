@@ -19,7 +19,7 @@ from typing import Any
 
 import google_crc32c
 import grpc
-from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from PIL import Image
 
