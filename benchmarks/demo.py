@@ -156,7 +156,7 @@ def show(data: DemoData, default: Measured, random: Measured, out: Path, seconds
     ]  # fmt: skip
     print_table(
         f"{len(data.test_labels)} digits that neither teacher nor student trained on",
-        ["", "accuracy", "agreement", "digits picked", "parameters", "file", "one image"],
+        ["", "accuracy", "agrees", "digits", "weights", "file", "1 image"],
         [
             [
                 str(r["model"]), f"{r['accuracy']:.1%}", f"{r['agreement']:.1%}",
@@ -166,7 +166,7 @@ def show(data: DemoData, default: Measured, random: Measured, out: Path, seconds
             for r in rows
         ],
     )  # fmt: skip
-    say("   agreement: with the teacher. digits picked: their share among the picked images.")
+    say("   agrees: with the teacher. digits: their share among the picked images. 1 image: on one thread of this CPU.")
     say("   random picks: the same student from picks at random, junk left out and classes balanced as above.")
     say(f"{share:.1%} of the pool are digits. The score was [bold]{default.report['selection']['score']}[/]:")
     say(f"   {default.report['selection']['why']}")
