@@ -84,9 +84,7 @@ def headline(data: Mapping[str, Any]) -> str:
     """The result in one sentence, with what it rests on."""
     student, teacher = data["student"], data["teacher"]
     change = 100 * (student["accuracy"] - teacher["held_out_accuracy"])
-    beside = (
-        "as many as" if abs(change) < 0.05 else f"{abs(change):.1f} points {'above' if change > 0 else 'below'}"
-    )
+    beside = "as many as" if abs(change) < 0.05 else f"{abs(change):.1f} points {'above' if change > 0 else 'below'}"
     text = (
         f"The student answers {percent(student['accuracy'])} of {number(student['held_out'])} held-out labelled images "
         f"rightly, {beside} the teacher, with {number(student['parameters'])} parameters"
