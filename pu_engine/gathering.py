@@ -69,6 +69,7 @@ def run(inputs: GatheringInputs, out: Path, progress: Progress) -> TrainingSet:
         picked=picked.size,
         held_out=held_out_count,
         parity=parity.size,
+        parity_unpicked=int(np.isin(parity, picked, invert=True).sum()),
     )
 
 

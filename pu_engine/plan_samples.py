@@ -124,7 +124,14 @@ def time_student(inputs: PlanInputs, teacher: Teacher, side: int, scratch: Path)
         labels=generator.integers(0, classes, count),
     )
     arrays = TrainingSet(
-        size=side, channels=channels, classes=classes, labelled=count, picked=count, held_out=count, parity=count
+        size=side,
+        channels=channels,
+        classes=classes,
+        labelled=count,
+        picked=count,
+        held_out=count,
+        parity=count,
+        parity_unpicked=0,
     )
     with repeatable(inputs.threads):
         name, _ = choose(inputs.student, size=side, channels=channels, classes=classes, scratch=scratch)

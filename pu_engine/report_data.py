@@ -124,7 +124,17 @@ def report_json(results: Results) -> dict[str, Any]:
 def warnings_of(results: Results) -> tuple[str, ...]:
     """Every stage's warnings, in the order of the stages, each once."""
     sources = (results.teacher, results.selection, results.variants, results.verdicts)
-    return tuple(dict.fromkeys(text for source in sources for text in source.warnings))
+    texts = (text for source in sources for text in source.warnings)
+    return tuple(dict.fromkeys((*texts, *parity_warnings(results.training_set))))
+
+
+def parity_warnings(training_set: TrainingSet) -> tuple[str, ...]:
+    """What the agreement on pool images is worth where too few of them stayed unpicked."""
+    trained = training_set.parity - training_set.parity_unpicked
+    if not trained:
+        return ()
+    compared = f"{trained} of the {training_set.parity} pool images on which student and teacher are compared"
+    return (f"{compared} were trained on, for too few were left unpicked: the agreement on them flatters the student.",)
 
 
 def conditions(results: Results) -> dict[str, Any]:
@@ -172,6 +182,7 @@ def _student_json(results: Results) -> dict[str, Any]:
         "held_out_agreement": results.student.held_out_agreement,
         "agreement": verdicts.student_agreement,
         "parity_images": results.training_set.parity,
+        "parity_unpicked": results.training_set.parity_unpicked,
         "parameter_factor": results.teacher.parameters / spec.parameters,
         "speed": None if timed is None else to_json(timed),
     }

@@ -71,6 +71,7 @@ def render(
     return environment.get_template(TEMPLATE).render(
         **data,
         headline=headline(data),
+        parity=parity_words(data["student"]),
         prior=prior_sentence(data["selection"]),
         downloads=downloads,
         withheld=[v["name"] for v in data["variants"] if v["withheld"]],
@@ -93,6 +94,16 @@ def headline(data: Mapping[str, Any]) -> str:
         return text + "."
     times = student["speed"]["factor"]
     return f"{text} and in {percent(1 / times)} of the teacher's time on this machine."
+
+
+def parity_words(student: Mapping[str, Any]) -> str:
+    """Which pool images the student was compared with the teacher on."""
+    images, unpicked = student["parity_images"], student["parity_unpicked"]
+    if unpicked == images:
+        return f"{number(images)} pool images that were not picked"
+    if not unpicked:
+        return f"{number(images)} pool images, all of which it was trained on"
+    return f"{number(images)} pool images, {number(images - unpicked)} of which it was trained on"
 
 
 def prior_sentence(selection: Mapping[str, Any]) -> str:

@@ -269,6 +269,7 @@ class TrainingSet:
     picked: int
     held_out: int
     parity: int
+    parity_unpicked: int  # of the parity images; the others were trained on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

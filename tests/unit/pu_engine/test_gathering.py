@@ -77,7 +77,9 @@ def gathered(inputs: GatheringInputs, out: Path) -> TrainingSet:
 
 def test_files_have_the_promised_shapes(tmp_path: Path, inputs: GatheringInputs) -> None:
     result = gathered(inputs, tmp_path)
-    assert result == TrainingSet(size=8, channels=3, classes=3, labelled=6, picked=4, held_out=3, parity=256)
+    assert result == TrainingSet(
+        size=8, channels=3, classes=3, labelled=6, picked=4, held_out=3, parity=256, parity_unpicked=256
+    )
     for part, n in [("labelled", 6), ("picked", 4), ("held_out", 3), ("parity", 256)]:
         pixels, targets = np.load(tmp_path / f"{part}.images.npy"), np.load(tmp_path / f"{part}.targets.npy")
         assert (pixels.shape, pixels.dtype) == ((n, SIDE, SIDE, 3), np.uint8)
@@ -140,6 +142,12 @@ def test_parity_is_filled_up_with_picked_images(picked: int, pool: int, expected
     rows = gathering.parity_rows(np.arange(picked), pool, 0)
     assert len(rows) == len(set(rows)) == expected
     assert int((rows >= picked).sum()) == min(pool - picked, 256)
+
+
+def test_parity_images_that_were_trained_on_are_counted(tmp_path: Path, inputs: GatheringInputs) -> None:
+    selection = write_selection(tmp_path / "selection", open_pool(inputs.pool).keys, tuple(range(200)))
+    result = gathered(replace(inputs, selection=selection), tmp_path / "out")
+    assert (result.parity, result.parity_unpicked) == (256, 100)
 
 
 def test_no_picks_leave_empty_arrays(tmp_path: Path, inputs: GatheringInputs) -> None:

@@ -70,7 +70,9 @@ SCORES = Scores(
     shards=("shard-00000",), images=POOL_IMAGES, labelled=60, classes=3, views=("clean",), taps=(), provider="cpu",
     images_per_second=900.0,
 )  # fmt: skip
-TRAINING_SET = TrainingSet(size=8, channels=1, classes=3, labelled=6, picked=12, held_out=20, parity=18)
+TRAINING_SET = TrainingSet(
+    size=8, channels=1, classes=3, labelled=6, picked=12, held_out=20, parity=18, parity_unpicked=18
+)
 VERDICTS = Verdicts(
     verdicts=(
         Verdict(hop="torch -> fp32", images=18, agreement=1.0, kl=1e-9, max_error=2e-6, accuracy_before=0.9,
@@ -251,6 +253,24 @@ def test_warnings_of_all_stages_come_in_their_order(data: dict[str, Any]) -> Non
     assert data["warnings"] == ["Class 9 has no labelled images.", "Few picks.", "int8 is withheld."]
 
 
+@pytest.mark.parametrize(
+    ("unpicked", "words"),
+    [
+        (18, "18 pool images that were not picked"),
+        (5, "18 pool images, 13 of which it was trained on"),
+        (0, "18 pool images, all of which it was trained on"),
+    ],
+)
+def test_card_says_which_pool_images_the_student_was_compared_on(unpicked: int, words: str) -> None:
+    assert report_page.parity_words({"parity_images": 18, "parity_unpicked": unpicked}) == words
+
+
+def test_agreement_on_images_trained_on_is_a_warning() -> None:
+    assert report_data.parity_warnings(TRAINING_SET) == ()
+    (warning,) = report_data.parity_warnings(replace(TRAINING_SET, parity_unpicked=5))
+    assert warning.startswith("13 of the 18 pool images")
+
+
 def test_conditions_name_machine_and_versions(data: dict[str, Any]) -> None:
     assert data["conditions"]["cores"] >= 1
     assert data["conditions"]["cpu"]
@@ -297,6 +317,10 @@ def test_page_says_the_result_in_one_sentence(page: str) -> None:
     assert "90.0 % of 20 held-out labelled images rightly, 5.0 points below the teacher" in page
     assert "in 25.0 % of the teacher" in page
     assert "Withheld:</span> int8" in page
+
+
+def test_page_says_what_the_agreement_on_the_pool_rests_on(page: str) -> None:
+    assert "95.0 % on 18 pool images that were not picked" in page
 
 
 def test_page_shows_pictures_of_each_class(page: str) -> None:
