@@ -44,7 +44,7 @@ class Measured:
     precision: float  # share of digits among the picked images
     parameters: int
     file_bytes: int
-    milliseconds: float
+    milliseconds: float | None
     report: Mapping[str, Any]
 
 
@@ -129,9 +129,15 @@ def measure(data: DemoData, folder: Path) -> Measured:
         precision=float(np.mean([data.truth[f"{key}.png"].startswith("digit") for key in picked])),
         parameters=student["parameters"],
         file_bytes=(folder / "student.onnx").stat().st_size,
-        milliseconds=student["speed"]["student_ms"],
+        milliseconds=milliseconds(report, "student_ms"),
         report=report,
     )
+
+
+def milliseconds(report: Mapping[str, Any], key: str) -> float | None:
+    """A figure of the report's `speed`; None where nothing could be timed."""
+    speed = report["student"]["speed"]
+    return None if speed is None else float(speed[key])
 
 
 def show(data: DemoData, default: Measured, random: Measured, out: Path, seconds: float) -> None:
@@ -144,7 +150,7 @@ def show(data: DemoData, default: Measured, random: Measured, out: Path, seconds
         {
             "model": "teacher", "accuracy": teacher_accuracy, "agreement": 1.0, "precision": None,
             "parameters": teacher["parameters"], "bytes": data.teacher.stat().st_size,
-            "milliseconds": default.report["student"]["speed"]["teacher_ms"],
+            "milliseconds": milliseconds(default.report, "teacher_ms"),
         },
         *(
             {
@@ -161,7 +167,7 @@ def show(data: DemoData, default: Measured, random: Measured, out: Path, seconds
             [
                 str(r["model"]), f"{r['accuracy']:.1%}", f"{r['agreement']:.1%}",
                 "" if r["precision"] is None else f"{r['precision']:.1%}", f"{r['parameters']:,}",
-                f"{r['bytes'] / 1024:,.0f} KiB", f"{r['milliseconds']:.3f} ms",
+                f"{r['bytes'] / 1024:,.0f} KiB", "" if r["milliseconds"] is None else f"{r['milliseconds']:.3f} ms",
             ]
             for r in rows
         ],

@@ -10,9 +10,11 @@ import numpy as np
 import onnx
 import pytest
 
+from pu_engine import verification
 from pu_engine.errors import EngineError
 from pu_engine.jsonform import from_json, to_json
 from pu_engine.progress import SilentProgress
+from pu_engine.report_data import speed
 from pu_engine.results import build_manifest, file_sha256, load
 from pu_engine.sessions import open_session
 from pu_engine.student_files import load_student
@@ -159,4 +161,20 @@ def test_a_teacher_of_fixed_batch_is_timed_at_that_batch(exported_job: Any) -> N
     teacher = replace(load(Teacher, intake), batch=4)
     spec, _ = load_student(Path(exported_job.distillation.path))
     found = measure_latencies(intake, teacher, Path(exported_job.export.path) / "student.onnx", spec)
-    assert [(x.subject, x.batch) for x in found] == [("teacher", 4), ("fp32", 1), ("fp32", 32)]
+    assert [(x.subject, x.batch) for x in found] == [("teacher", 4), ("fp32", 1), ("fp32", 4), ("fp32", 32)]
+    compared = speed(found, "fp32")
+    assert compared is not None
+    assert compared.batch == 4
+
+
+def test_the_strangers_constants_are_not_folded(exported_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folded = {}
+
+    def watched(path: Path, **options: Any) -> Any:
+        folded[path.name] = options["fold_constants"]
+        return open_session(path, **options)
+
+    monkeypatch.setattr(verification, "open_session", watched)
+    intake, spec = Path(exported_job.small.intake.path), load_student(Path(exported_job.distillation.path))[0]
+    measure_latencies(intake, load(Teacher, intake), Path(exported_job.export.path) / "student.onnx", spec)
+    assert folded == {"canonical.onnx": False, "student.onnx": True}
