@@ -9,7 +9,6 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from exporters.torch_to_onnx import INPUT
 from pu_engine.agreement import accuracy, argmax_agreement, mean_kl, relative_max_error, wilson_interval
@@ -43,12 +42,13 @@ CANONICAL = "canonical.onnx"
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Chain:
-    """What the hops are measured with."""
+    """What the hops are measured with; the logits [n, K] are the torch student's."""
 
     spec: StudentSpec
-    module: nn.Module
     parity: Part
+    parity_logits: NDArray[np.float32]
     held_out: Part
+    held_out_logits: NDArray[np.float32]
 
 
 def run(inputs: VerificationInputs, out: Path, progress: Progress) -> Verdicts:
@@ -60,17 +60,10 @@ def run(inputs: VerificationInputs, out: Path, progress: Progress) -> Verdicts:
     """
     teacher = load(Teacher, inputs.intake.path)
     exported = load(Variants, inputs.export.path)
-    data = Path(inputs.gathering.path)
-    spec, module = load_student(Path(inputs.distillation.path))
-    chain = Chain(
-        spec=spec,
-        module=module,
-        parity=load_part(data, "parity", labelled=False),
-        held_out=load_part(data, "held_out", labelled=True),
-    )
     check_digests(Path(inputs.export.path), exported)
     fp32 = next(v for v in exported.variants if v.name == "fp32")
     with repeatable(inputs.threads):
+        chain = start_chain(Path(inputs.gathering.path), Path(inputs.distillation.path))
         compression = teacher_to_student(chain)
         progress.update(1, 3, "hop")
         session = open_session(Path(inputs.export.path) / fp32.path, threads=inputs.threads)
@@ -79,11 +72,11 @@ def run(inputs: VerificationInputs, out: Path, progress: Progress) -> Verdicts:
     warnings = [*exported.warnings, *(not_run(v) for v in exported.variants if v.format != "onnx")]
     for text in warnings[len(exported.warnings) :]:
         progress.warn(text)
-    latencies = measure_latencies(Path(inputs.intake.path), teacher, Path(inputs.export.path) / fp32.path, spec)
+    latencies = measure_latencies(Path(inputs.intake.path), teacher, Path(inputs.export.path) / fp32.path, chain.spec)
     progress.update(3, 3, "hop")
 
     n, labels = len(chain.held_out), chain.held_out.labels
-    student_accuracy = accuracy(predict(module, chain.held_out.images, spec.preprocessing).numpy(), labels)
+    student_accuracy = accuracy(chain.held_out_logits, labels)
     low, high = wilson_interval(student_accuracy, n)
     return Verdicts(
         verdicts=(compression, parity),
@@ -99,11 +92,22 @@ def run(inputs: VerificationInputs, out: Path, progress: Progress) -> Verdicts:
     )
 
 
+def start_chain(data: Path, distillation: Path) -> Chain:
+    """The parts that the hops are measured on, with the trained student's answers."""
+    spec, module = load_student(distillation)
+    parity, held_out = load_part(data, "parity", labelled=False), load_part(data, "held_out", labelled=True)
+    return Chain(
+        spec=spec,
+        parity=parity,
+        parity_logits=predict(module, parity.images, spec.preprocessing).numpy(),
+        held_out=held_out,
+        held_out_logits=predict(module, held_out.images, spec.preprocessing).numpy(),
+    )
+
+
 def teacher_to_student(chain: Chain) -> Verdict:
     """The compression itself, teacher against torch student; it has no gate."""
-    before = chain.parity.targets[:, 0]
-    after = predict(chain.module, chain.parity.images, chain.spec.preprocessing).numpy()
-    held_out = predict(chain.module, chain.held_out.images, chain.spec.preprocessing).numpy()
+    before, after = chain.parity.targets[:, 0], chain.parity_logits
     return Verdict(
         hop="teacher -> torch",
         images=len(before),
@@ -111,7 +115,7 @@ def teacher_to_student(chain: Chain) -> Verdict:
         kl=mean_kl(before, after),
         max_error=relative_max_error(before, after),
         accuracy_before=accuracy(chain.held_out.targets[:, 0], chain.held_out.labels),
-        accuracy_after=accuracy(held_out, chain.held_out.labels),
+        accuracy_after=accuracy(chain.held_out_logits, chain.held_out.labels),
         gate="",
         passed=True,
     )
@@ -123,18 +127,21 @@ def student_to_fp32(chain: Chain, session: ort.InferenceSession, max_batch: int)
     Raises:
         EngineError: PARITY_FAILED.
     """
-    preprocessing = chain.spec.preprocessing
-    images = np.concatenate([chain.parity.images, chain.held_out.images])
-    before = predict(chain.module, images, preprocessing).numpy()
+    before = np.concatenate([chain.parity_logits, chain.held_out_logits])
     batches = sorted({1, min(MIDDLE_BATCH, max_batch), max_batch})
-    runs = [run_batched(session, images, preprocessing, batch) for batch in batches]
+    # Part by part: held-out photographs can take gigabytes, and stay on the disk.
+    parts = (chain.parity.images, chain.held_out.images)
+    runs = [
+        np.concatenate([run_batched(session, images, chain.spec.preprocessing, batch) for images in parts])
+        for batch in batches
+    ]
     errors = [relative_max_error(before, after) for after in runs]
     agreements = [argmax_agreement(before, after, tie=TOLERANCE) for after in runs]
     worst = int(np.argmax(errors))
     held_out = slice(len(chain.parity), None)
     verdict = Verdict(
         hop="torch -> fp32",
-        images=len(images),
+        images=len(before),
         agreement=min(agreements),
         kl=max(mean_kl(before, after) for after in runs),
         max_error=errors[worst],

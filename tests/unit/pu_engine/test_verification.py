@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import onnx
 import pytest
 
 from pu_engine import verification
+from pu_engine.batches import Part
 from pu_engine.errors import EngineError
 from pu_engine.jsonform import from_json, to_json
 from pu_engine.progress import SilentProgress
@@ -178,3 +180,25 @@ def test_the_strangers_constants_are_not_folded(exported_job: Any, monkeypatch: 
     intake, spec = Path(exported_job.small.intake.path), load_student(Path(exported_job.distillation.path))[0]
     measure_latencies(intake, load(Teacher, intake), Path(exported_job.export.path) / "student.onnx", spec)
     assert folded == {"canonical.onnx": False, "student.onnx": True}
+
+
+def test_the_students_accuracy_is_that_of_its_hop(verdicts: Verdicts) -> None:
+    assert verdicts.student_accuracy == verdicts.verdicts[0].accuracy_after == verdicts.verdicts[1].accuracy_before
+
+
+def test_held_out_images_stay_on_the_disk(exported_job: Any) -> None:
+    data, distillation = Path(exported_job.small.gathering.path), Path(exported_job.distillation.path)
+    chain, many = verification.start_chain(data, distillation), 1000
+    first = Part(
+        images=np.broadcast_to(chain.held_out.images[:1], (many, 16, 16, 3)),
+        targets=chain.held_out.targets[[0] * many],
+        labels=chain.held_out.labels[[0] * many],
+    )
+    long = replace(chain, held_out=first, held_out_logits=chain.held_out_logits[[0] * many])
+    session = open_session(Path(exported_job.export.path) / "student.onnx", threads=1)
+    tracemalloc.start()
+    verdict = verification.student_to_fp32(long, session, 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert verdict.images == many + 20
+    assert peak < first.images.nbytes / 2
