@@ -71,11 +71,8 @@ class BlobStore:
         self._uploads = 0
 
     async def in_thread(self, function: Callable[..., T], *arguments: object) -> T:
-        """Run on the disk threads; a full disk becomes DISK_FULL."""
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
-        except OSError as error:
-            raise _disk_full(error) from error
+        """Run on the disk threads, to the end even where the caller is cancelled; a full disk becomes DISK_FULL."""
+        return await _result(self._start(function, *arguments))
 
     def find(self, tenant: str, sha256: str) -> tuple[Path, int] | None:
         """Path and size of a blob."""
@@ -156,12 +153,12 @@ class BlobStore:
         try:
             await self._only_writer(lock)
             try:
-                upload = await self.in_thread(self._open, tenant, digest)
+                upload = await _result(self._start(self._open, tenant, digest), unclaimed=_close_unused)
                 try:
                     yield upload
                 finally:
                     if upload is not None:
-                        await asyncio.shield(self._close(upload))
+                        await _result(asyncio.ensure_future(self._close(upload)))
             finally:
                 lock.release()
         finally:
@@ -206,21 +203,25 @@ class BlobStore:
 
     async def read(self, path: Path, offset: int) -> AsyncIterator[list[tuple[bytes, int]]]:
         """Batches of chunks with their CRC32C; the next batch is read while one is sent."""
-        file = await self.in_thread(os.open, path, os.O_RDONLY | os.O_NOFOLLOW)
-        loop = asyncio.get_running_loop()
-        coming = loop.run_in_executor(self._threads, _read_batch, file, offset)
+        file = await _result(self._start(os.open, path, os.O_RDONLY | os.O_NOFOLLOW), unclaimed=os.close)
+        coming = self._start(_read_batch, file, offset)
         try:
-            while batch := await coming:
+            while batch := await _result(coming):
                 offset += sum(len(data) for data, _ in batch)
-                coming = loop.run_in_executor(self._threads, _read_batch, file, offset)
+                coming = self._start(_read_batch, file, offset)
                 yield batch
         finally:
-            await asyncio.wait({coming})
-            os.close(file)
+            try:
+                await _ended(coming)
+            finally:
+                os.close(file)
 
     def close(self) -> None:
         """Wait for the threads."""
         self._threads.shutdown()
+
+    def _start(self, function: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
+        return asyncio.get_running_loop().run_in_executor(self._threads, _on_disk, function, *arguments)
 
     async def _only_writer(self, lock: asyncio.Lock) -> None:
         try:
@@ -251,20 +252,17 @@ class BlobStore:
     async def _flush(self, upload: Upload) -> None:
         await self._settle(upload)
         batch, upload.pending, upload.pending_bytes = upload.pending, [], 0
-        loop = asyncio.get_running_loop()
-        upload.in_flight = loop.run_in_executor(self._threads, _write_batch, upload.file, upload.hash, batch)
+        upload.in_flight = self._start(_write_batch, upload.file, upload.hash, batch)
 
     async def _settle(self, upload: Upload) -> None:
         """Wait for the batch in flight."""
-        if upload.in_flight is None:
+        batch, upload.in_flight = upload.in_flight, None
+        if batch is None:
             return
         try:
-            await upload.in_flight
-        except OSError as error:
-            raise _disk_full(error) from error
+            await _result(batch)
         finally:
-            upload.broken = upload.broken or upload.in_flight.exception() is not None
-            upload.in_flight = None
+            upload.broken = upload.broken or batch.exception() is not None
 
     async def _close(self, upload: Upload) -> None:
         """Keep what came: the partial is on the disk when the stream is gone."""
@@ -301,6 +299,45 @@ def missing_blob(sha256: str, count: int = 1) -> Exception:
         "Upload it first, then send the request again.",
         {"sha256": sha256, "missing": str(count)},
     )
+
+
+async def _result(work: asyncio.Future[T], unclaimed: Callable[[T], object] | None = None) -> T:
+    """What the work gives; `unclaimed` takes it where the caller was cancelled."""
+    try:
+        await _ended(work)
+    except asyncio.CancelledError:
+        if work.exception() is None and unclaimed is not None:
+            unclaimed(work.result())
+        raise
+    return work.result()
+
+
+async def _ended(work: asyncio.Future[Any]) -> None:
+    """Wait for the work, then let a cancellation of the caller through.
+
+    Cancelling does not stop a thread. It must not go on with a descriptor that its caller has closed: the number may be
+    another file's by then.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while not work.done():
+        try:
+            await asyncio.wait({work})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+
+
+def _on_disk(function: Callable[..., T], *arguments: object) -> T:
+    try:
+        return function(*arguments)
+    except OSError as error:
+        raise _disk_full(error) from error
+
+
+def _close_unused(upload: Upload | None) -> None:
+    if upload is not None:
+        os.close(upload.file)
 
 
 def _create(path: Path) -> int:

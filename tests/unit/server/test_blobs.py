@@ -1,0 +1,156 @@
+"""The blob store when calls end early, meet each other or find the disk full."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import pytest
+
+from server.blobs import BATCH_BYTES, BlobStore, Digest
+from server.folders import DataFolder
+
+TENANT = "local"
+DATA = os.urandom(2 * BATCH_BYTES)
+DIGEST = Digest(hashlib.sha256(DATA).hexdigest(), len(DATA))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[BlobStore]:
+    blobs = BlobStore(DataFolder(tmp_path))
+    yield blobs
+    blobs.close()
+
+
+class Held:
+    """A function that waits for a sign where the system under it would be slow."""
+
+    def __init__(self, function: Callable[..., Any], *, only: str = "") -> None:
+        self.function = function
+        self.only = only
+        self.began, self.go_on = threading.Event(), threading.Event()
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self.only in str(arguments[0]):
+            self.began.set()
+            assert self.go_on.wait(10)
+        return self.function(*arguments)
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def send(store: BlobStore) -> bool:
+    """Upload DATA; whether its bytes were asked for."""
+    async with store.upload(TENANT, DIGEST) as upload:
+        if upload is None:
+            return False
+        for part in (DATA[:BATCH_BYTES], DATA[BATCH_BYTES:]):
+            await store.append(upload, part, google_crc32c.value(part))
+        await store.finish(TENANT, upload)
+        return True
+
+
+async def cancelled_while(task: asyncio.Task[Any], held: Held) -> None:
+    """Cancel twice while a thread is held; what the task uses must be there until the thread is done."""
+    assert await asyncio.to_thread(held.began.wait, 10)
+    for _ in range(2):
+        task.cancel()
+        await asyncio.sleep(0.02)
+        assert not task.done()
+
+
+def test_cancelled_upload_keeps_its_file_until_the_thread_has_written(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checksums = [google_crc32c.value(DATA[:BATCH_BYTES]), google_crc32c.value(DATA[BATCH_BYTES:])]
+    held = Held(google_crc32c.value)
+
+    async def stream() -> None:
+        async with store.upload(TENANT, DIGEST) as upload:
+            assert upload is not None
+            await store.append(upload, DATA[:BATCH_BYTES], checksums[0])
+            await store.append(upload, DATA[BATCH_BYTES:], checksums[1])
+
+    async def scenario() -> None:
+        monkeypatch.setattr(google_crc32c, "value", held)
+        task = asyncio.create_task(stream())
+        await cancelled_while(task, held)
+        with (tmp_path / "stranger").open("wb") as stranger:
+            held.go_on.set()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert os.fstat(stranger.fileno()).st_size == 0
+        assert store.committed_size(TENANT, DIGEST) == (len(DATA), False)
+
+    asyncio.run(scenario())
+
+
+def test_next_writer_waits_until_a_cancelled_one_is_done(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held(os.rename)
+    monkeypatch.setattr(os, "rename", held)
+
+    async def scenario() -> None:
+        first = asyncio.create_task(send(store))
+        await cancelled_while(first, held)
+        second = asyncio.create_task(send(store))
+        await asyncio.sleep(0.02)
+        held.go_on.set()
+        await asyncio.wait({first, second})
+        assert first.cancelled()
+        assert not second.result()
+        found = store.find(TENANT, DIGEST.sha256)
+        assert found is not None
+        assert found[0].read_bytes() == DATA
+
+    asyncio.run(scenario())
+
+
+def test_upload_cancelled_while_its_file_opens_leaves_no_descriptor(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(shutil.disk_usage)
+    monkeypatch.setattr(shutil, "disk_usage", held)
+
+    async def scenario() -> None:
+        task = asyncio.create_task(send(store))
+        await cancelled_while(task, held)
+        before = descriptors()
+        held.go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert descriptors() == before
+
+    asyncio.run(scenario())
+
+
+def test_download_cancelled_while_its_file_opens_leaves_no_descriptor(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "blob"
+    path.write_bytes(DATA)
+    held = Held(os.open, only=str(path))
+    monkeypatch.setattr(os, "open", held)
+
+    async def stream() -> None:
+        async for _ in store.read(path, 0):
+            pass
+
+    async def scenario() -> None:
+        task = asyncio.create_task(stream())
+        await cancelled_while(task, held)
+        before = descriptors()
+        held.go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert descriptors() == before
+
+    asyncio.run(scenario())
