@@ -28,6 +28,7 @@ from server.job_table import FINAL, ArtifactRow, Event, JobRow, NewJob
 from server.processes import kill_marked, kill_orphan
 from server.stage_execution import Finished, JobContext, StageExecution, StageFailed, StageStopped
 from server.store import Store
+from server.uninterrupted import all_ended, uninterrupted
 from server.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -111,13 +112,20 @@ class JobEngine:
         content = json.dumps([kind, spec], sort_keys=True, separators=(",", ":"))
         request_hash = hashlib.sha256(content.encode()).hexdigest()
         job_id = secrets.token_hex(JOB_ID_BYTES)
-        await asyncio.to_thread(self._blobs.pin, tenant, spec, self._data.job(tenant, job_id))
         new = NewJob(tenant=tenant, id=job_id, kind=kind, spec=spec, request_id=request_id, request_hash=request_hash)
-        job, events = await self._store.write(_accept, new, self._slots.queued)
-        if job.id != job_id:
-            await asyncio.to_thread(remove_tree, self._data.job(tenant, job_id))
-            return job
-        await self._watch.publish((tenant, job.id), events)
+        return await uninterrupted(self._submit(new))
+
+    async def _submit(self, new: NewJob) -> JobRow:
+        folder = self._data.job(new.tenant, new.id)
+        kept = False
+        try:
+            await asyncio.to_thread(self._blobs.pin, new.tenant, new.spec, folder)
+            job, events = await self._store.write(_accept, new, self._slots.queued)
+            kept = job.id == new.id
+        finally:
+            if not kept:
+                await asyncio.to_thread(remove_tree, folder)
+        await self._watch.publish((job.tenant, job.id), events)
         await self._wake()
         return job
 
@@ -131,13 +139,16 @@ class JobEngine:
     async def cancel(self, tenant: str, job_id: str) -> JobRow:
         """Ask a job to stop; it is CANCELLED once its processes are gone."""
         await self.get(tenant, job_id)
+        await uninterrupted(self._cancel(tenant, job_id))
+        return await self.get(tenant, job_id)
+
+    async def _cancel(self, tenant: str, job_id: str) -> None:
         events = await self._store.write(job_table.request_cancel, tenant, job_id)
-        await self._watch.publish((tenant, job_id), events)
         running = self._running.get((tenant, job_id))
         if running:
             running.cancelled = True
             running.stop.set()
-        return await self.get(tenant, job_id)
+        await self._watch.publish((tenant, job_id), events)
 
     async def delete(self, tenant: str, job_id: str) -> None:
         """Remove a final job and what only it used.
@@ -160,6 +171,7 @@ class JobEngine:
         for running in self._running.values():
             running.stop.set()
         await self._wake()
+        await all_ended()
         await asyncio.gather(*self._workers)
 
     async def _wake(self) -> None:

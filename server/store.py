@@ -119,7 +119,8 @@ class Store:
         call = asyncio.get_running_loop().run_in_executor(
             self._write_thread, lambda: _in_transaction(self._writer, lambda: function(self._writer, *args, **kwargs))
         )
-        # A caller that goes away must not leave a committed change unannounced half-way.
+        # Cancelling the caller would cancel a transaction that still waits for the thread, and never one that runs:
+        # whoever must also announce the change wraps both in `uninterrupted`.
         return await asyncio.shield(call)
 
     async def read(
@@ -160,10 +161,11 @@ def _in_transaction(connection: sqlite3.Connection, work: Callable[[], T]) -> T:
     connection.execute("BEGIN IMMEDIATE")
     try:
         result = work()
+        connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        if connection.in_transaction:  # a full disk makes SQLite roll back by itself
+            connection.execute("ROLLBACK")
         raise
-    connection.execute("COMMIT")
     return result
 
 

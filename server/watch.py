@@ -42,6 +42,8 @@ class Watch:
 
     async def publish(self, job: tuple[str, str], events: Sequence[Event]) -> None:
         """Announce events that are durable by now."""
+        if not events:
+            return
         feed = self._feeds.setdefault(job, Feed())
         for event in sorted(events, key=lambda e: e.seq):
             # Two writers may announce in another order than they committed; watchers then read the table.
