@@ -12,23 +12,31 @@ FEWEST = 2
 FEW_IMAGES = 5  # a class with fewer gives only one
 
 
-def split(labels: Sequence[str], seed: int) -> list[bool]:
+def split(labels: Sequence[str], digests: Sequence[str], seed: int) -> list[bool]:
     """Whether each labelled image is held out: 10 % of each class, at least two, one where there are fewer than five.
 
-    A class of a single image keeps it: it could not be learned otherwise.
+    A class of a single image keeps it: it could not be learned otherwise. Equal bytes count once and stay on one
+    side; bytes with two labels are never held out, as one of the labels is wrong.
 
     Args:
         labels: one a labelled image, in reading order.
-        seed: the same labels and seed give the same split.
+        digests: of each image's bytes.
+        seed: the same labels, digests and seed give the same split.
     """
-    members: dict[str, list[int]] = defaultdict(list)
-    for index, label in enumerate(labels):
-        members[label].append(index)
+    label_of: dict[str, str] = {}
+    doubtful: set[str] = set()
+    for label, digest in zip(labels, digests, strict=True):
+        if label_of.setdefault(digest, label) != label:
+            doubtful.add(digest)
+    members: dict[str, list[str]] = defaultdict(list)
+    for digest, label in label_of.items():
+        if digest not in doubtful:
+            members[label].append(digest)
     generator = np.random.default_rng(seed)
-    held_out = [False] * len(labels)
+    put_aside: set[str] = set()
     for label in sorted(members):
         own = members[label]
         count = 1 if len(own) < FEW_IMAGES else max(FEWEST, round(HELD_OUT_SHARE * len(own)))
-        for position in generator.permutation(len(own))[: min(count, len(own) - 1)]:
-            held_out[own[int(position)]] = True
-    return held_out
+        chosen = generator.permutation(len(own))[: min(count, len(own) - 1)]
+        put_aside.update(own[int(position)] for position in chosen)
+    return [digest in put_aside for digest in digests]

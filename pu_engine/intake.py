@@ -175,7 +175,7 @@ def _write(out: Path, canonical: Canonical, found: probe.Catalogue, order: Class
     write_atomic(out / "canonical.onnx", guard.canonical_bytes(canonical.model))
     write_atomic(out / "tapped.onnx", guard.canonical_bytes(canonical.tapped))
     rows = [
-        LabelledEntry(key=key, label=label, index=order.index[label], held_out=put_aside)
-        for key, label, put_aside in zip(found.keys, found.labels, found.held_out, strict=True)
+        LabelledEntry(key=key, label=label, index=order.index[label], held_out=put_aside, sha256=digest)
+        for key, label, put_aside, digest in zip(found.keys, found.labels, found.held_out, found.digests, strict=True)
     ]
     write_atomic(out / "labelled.json", json.dumps([to_json(row) for row in rows], indent=1).encode())

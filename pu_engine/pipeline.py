@@ -32,7 +32,7 @@ class Stage:
 INTAKE = Stage(
     name="intake",
     module="pu_engine.intake",
-    schema=1,
+    schema=2,
     reads=("teacher", "external_data", "display_name", "class_names", "images", "preprocessing", "seed"),
     profile="model",
     retries=0,
@@ -44,7 +44,7 @@ SCORING = Stage(
 SELECTION = Stage(
     name="selection",
     module="pu_engine.selection",
-    schema=1,
+    schema=2,
     needs=("intake", "scoring"),
     reads=(
         "pool",

@@ -83,6 +83,11 @@ class PoolReader:
         """Keys of the good images, by row."""
         return tuple(self._key.to_pylist())
 
+    def holds(self, digests: Sequence[str]) -> NDArray[np.bool_]:
+        """Which rows are images of these sha256 (hexadecimal), [N]."""
+        wanted = pa.array([bytes.fromhex(digest) for digest in digests], self._sha256.type)
+        return np.asarray(pc.is_in(self._sha256, value_set=wanted), dtype=np.bool_)
+
     def rows(self, shard: str) -> range:
         """Rows of one shard's images."""
         number = [s.name for s in self.pool.shards].index(shard)

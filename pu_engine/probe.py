@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ class Catalogue:
 
     keys: tuple[str, ...]
     labels: tuple[str, ...]
+    digests: tuple[str, ...]  # sha256 of each image's bytes
     held_out: tuple[bool, ...]
     native: tuple[int, int]  # height and width that most images have
     warnings: tuple[str, ...]
@@ -38,11 +40,12 @@ def catalogue(source: LabelledImages, seed: int) -> Catalogue:
     Raises:
         EngineError: IMAGES_MISSING, IMAGES_ONE_CLASS, or what reading says of an image.
     """
-    keys, names = [], []
+    keys, names, digests = [], [], []
     sizes: Counter[tuple[int, int]] = Counter()
     for item in labelled.read(source):
         keys.append(item.key)
         names.append(item.label)
+        digests.append(hashlib.sha256(item.data).hexdigest())
         sizes[images.dimensions(item.data)] += 1
     counts = Counter(names)
     if len(counts) < 2:
@@ -57,7 +60,8 @@ def catalogue(source: LabelledImages, seed: int) -> Catalogue:
     return Catalogue(
         keys=tuple(keys),
         labels=tuple(names),
-        held_out=tuple(held_out.split(names, seed)),
+        digests=tuple(digests),
+        held_out=tuple(held_out.split(names, digests, seed)),
         native=max(sizes, key=lambda size: (sizes[size], size)),
         warnings=tuple(warnings),
     )

@@ -31,6 +31,7 @@ class ScoreFiles:
     scores: Scores
     positive_rows: tuple[int, ...]  # of the labelled files: not held out
     positive_classes: tuple[int, ...]  # the teacher's output index of each
+    held_out_digests: tuple[str, ...]  # sha256 of the held-out images
 
     @property
     def matched_view(self) -> int:
@@ -93,6 +94,7 @@ def open_score_files(intake: Path, scoring: Path) -> ScoreFiles:
         scores=scores,
         positive_rows=used,
         positive_classes=tuple(entries[i].index for i in used),
+        held_out_digests=tuple(entry.sha256 for entry in entries if entry.held_out),
     )
 
 

@@ -46,8 +46,8 @@ SCHEMA = pa.schema(
         ("why", pa.dictionary(pa.int8(), pa.string())),
     ]
 )
-REASONS = ("picked", "below the quota of its class", "below the best", "below the threshold", "junk")
-PICKED, JUNK = 0, 4
+REASONS = ("picked", "below the quota of its class", "below the best", "below the threshold", "junk", "held out")
+PICKED, JUNK, HELD_OUT = 0, 4, 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -70,7 +70,8 @@ def run(inputs: SelectionInputs, out: Path, progress: Progress) -> Selection:
     torch.set_num_threads(1)
     teacher = load(Teacher, inputs.intake.path)
     files = open_score_files(Path(inputs.intake.path), Path(inputs.scoring.path))
-    keys = open_pool(inputs.pool).keys
+    pool = open_pool(inputs.pool)
+    keys = pool.keys
     if len(keys) != files.scores.images:
         raise EngineError(
             "STAGE_PROTOCOL",
@@ -84,11 +85,19 @@ def run(inputs: SelectionInputs, out: Path, progress: Progress) -> Selection:
     options = inputs.selection
     order = order_pool(files, view, options, inputs.seed, progress)
     draws = int(inputs.steps * inputs.batch_size * (1.0 - inputs.labelled_share))
-    picks = pick(order, view, options, teacher.classes, max(default_count(len(keys), draws), classes))
+    held_out = pool.holds(files.held_out_digests)
+    eligible = ~(order.junk | held_out)
+    default = max(default_count(len(keys), draws), classes)
+    picks = pick(order, view, options, eligible=eligible, classes=teacher.classes, default=default)
     _check_rich_enough(int(picks.picked.sum()), classes, "Selection picks")
 
-    write_selection(out / FILE, keys, order, view, reasons(order, picks.picked, options.rule))
-    warnings = [*order.warnings, *prior_warnings(order), *class_warnings(picks, view, files, teacher)]
+    write_selection(out / FILE, keys, order, view, reasons(order, picks.picked, held_out, options.rule))
+    warnings = [
+        *order.warnings,
+        *held_out_warnings(held_out),
+        *prior_warnings(order),
+        *class_warnings(picks, view, files, teacher),
+    ]
     for warning in warnings:
         progress.warn(warning)
     return Selection(
@@ -118,14 +127,22 @@ def default_count(pool_images: int, draws: int) -> int:
     return max(1, min(pool_images, round(bounded)))
 
 
-def pick(order: PoolOrder, view: TeacherView, options: SelectionOptions, classes: int, default: int) -> Picks:
-    """Apply the rule to the order; junk is never picked.
+def pick(
+    order: PoolOrder,
+    view: TeacherView,
+    options: SelectionOptions,
+    *,
+    eligible: NDArray[np.bool_],
+    classes: int,
+    default: int,
+) -> Picks:
+    """Apply the rule to the order.
 
     Args:
+        eligible: images that may be picked, [N].
         classes: outputs of the teacher.
         default: images to pick where the options name no count; the threshold rule then takes all above it.
     """
-    eligible = ~order.junk
     if options.rule == "threshold":
         quantile = 0.0 if options.threshold is None else options.threshold
         above = pick_above(order.score, quantile, eligible)
@@ -171,10 +188,10 @@ def check_options(options: SelectionOptions) -> None:
             raise EngineError("REQUEST_INVALID", f"{message}.", remedy)
 
 
-def reasons(order: PoolOrder, picked: NDArray[np.bool_], rule: str) -> NDArray[np.int8]:
+def reasons(order: PoolOrder, picked: NDArray[np.bool_], held_out: NDArray[np.bool_], rule: str) -> NDArray[np.int8]:
     """Why each image was picked or not, as an index into REASONS, [N]."""
     missed = {"balanced": 1, "top": 2, "threshold": 3}[rule]
-    return np.where(picked, PICKED, np.where(order.junk, JUNK, missed)).astype(np.int8)
+    return np.select([picked, held_out, order.junk], [PICKED, HELD_OUT, JUNK], missed).astype(np.int8)
 
 
 def write_selection(
@@ -195,6 +212,12 @@ def write_selection(
                 pa.DictionaryArray.from_arrays(pa.array(reason[part]), pa.array(REASONS)),
             ]
             writer.write_table(pa.Table.from_arrays(columns, schema=SCHEMA))
+
+
+def held_out_warnings(held_out: NDArray[np.bool_]) -> list[str]:
+    """That the pool holds images which the verdict is measured on."""
+    count = int(held_out.sum())
+    return [f"{count} pool images are held-out labelled images, byte for byte; they are never picked."] if count else []
 
 
 def prior_warnings(order: PoolOrder) -> list[str]:

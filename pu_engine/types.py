@@ -138,6 +138,7 @@ class LabelledEntry:
     label: str
     index: int  # the teacher's output index
     held_out: bool
+    sha256: str  # of the image's bytes: the pool may hold the same image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,7 +53,8 @@ def inputs(
     pool = make_pool(folder, {f"{i:03d}.jpg": make_jpeg(i) for i in range(POOL_IMAGES)}, shard_images=100)
     labelled = {f"{'abc'[i % 3]}/{i}.jpg": make_jpeg(1000 + i) for i in range(LABELLED_IMAGES)}
     entries = [
-        LabelledEntry(key=k, label=k[0], index="abc".index(k[0]), held_out=i >= 6) for i, k in enumerate(labelled)
+        LabelledEntry(key=k, label=k[0], index="abc".index(k[0]), held_out=i >= 6, sha256=f"{i:064x}")
+        for i, k in enumerate(labelled)
     ]
     sources = LabelledImages(tar=pack(folder / "labelled.tar", labelled))
     intake = make_intake(folder / "intake", entries)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tarfile
@@ -142,6 +143,10 @@ def test_split_is_written_before_and_apart_from_the_probe(tmp_path: Path) -> Non
     assert [row["key"].split("/")[0] for row in rows] == [row["label"] for row in rows]
     assert {row["label"]: row["index"] for row in rows} == dict(teacher.class_order)
     assert sum(row["held_out"] for row in rows) == 6
+    with tarfile.open(tmp_path / "images.tar") as tar:
+        first = tar.extractfile(rows[0]["key"])
+        assert first is not None
+        assert rows[0]["sha256"] == hashlib.sha256(first.read()).hexdigest()
     assert teacher.images == 54
 
 

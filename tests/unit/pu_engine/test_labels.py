@@ -107,8 +107,21 @@ def test_label_that_is_never_predicted_is_unmappable() -> None:
 
 def test_held_out_is_stratified_and_seeded() -> None:
     labels = ["a"] * 100 + ["b"] * 10 + ["c"] * 4 + ["d"]
-    put_aside = held_out.split(labels, 5)
+    digests = [str(i) for i in range(len(labels))]
+    put_aside = held_out.split(labels, digests, 5)
     counts = {name: sum(h for h, own in zip(put_aside, labels, strict=True) if own == name) for name in "abcd"}
     assert counts == {"a": 10, "b": 2, "c": 1, "d": 0}
-    assert held_out.split(labels, 5) == put_aside
-    assert held_out.split(labels, 6) != put_aside
+    assert held_out.split(labels, digests, 5) == put_aside
+    assert held_out.split(labels, digests, 6) != put_aside
+
+
+def test_equal_bytes_never_fall_on_both_sides() -> None:
+    labels, digests = ["a", "b"] * 40, [str(i // 4) + "ab"[i % 2] for i in range(80)]
+    for seed in range(5):
+        put_aside = dict(zip(digests, held_out.split(labels, digests, seed), strict=True))
+        assert [put_aside[d] for d in digests] == held_out.split(labels, digests, seed)
+        assert sum(put_aside.values()) == 4
+
+
+def test_bytes_with_two_labels_are_not_held_out() -> None:
+    assert held_out.split(["a", "b", "a", "b", "b"], ["x", "x", "y", "y", "z"], 0) == [False] * 5

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pu_engine.errors import EngineError
@@ -35,6 +37,13 @@ def test_rows_are_the_good_images(folder: Folder) -> None:
     assert reader.pool.bad_images == 1
     assert reader.keys == tuple(f"{i:02d}" for i in range(IMAGES))
     assert [reader.rows(s.name) for s in reader.pool.shards] == [range(5), range(5, 10), range(10, 12)]
+
+
+def test_rows_are_found_by_the_bytes_they_hold(folder: Folder, make_jpeg: MakeJpeg) -> None:
+    wanted = [hashlib.sha256(data).hexdigest() for data in (make_jpeg(2), make_jpeg(11), b"elsewhere")]
+    reader = open_pool(folder)
+    assert np.flatnonzero(reader.holds(wanted)).tolist() == [2, 11]
+    assert not reader.holds([]).any()
 
 
 def test_scan_follows_the_index(folder: Folder, make_jpeg: MakeJpeg) -> None:

@@ -52,6 +52,11 @@ class Case:
     labelled_classes: NDArray[np.int64]
     held_out: NDArray[np.bool_]
     taps: bool = True
+    leaked: int = 0  # the pool's first images are the first labelled ones
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def make_case(images: int = 1200, labelled: int = 120, own_share: float = 0.0, *, held_out_share: float = 0.1) -> Case:
@@ -84,7 +89,7 @@ def write_case(root: Path, case: Case, options: SelectionOptions | None = None) 
     cuts = [0, len(case.pool_features) // 3, len(case.pool_features)]
     shards = ("shard-00000", "shard-00001")
     entries = [
-        LabelledEntry(key=f"{k}/{i}", label=f"class{k}", index=int(k), held_out=bool(h))
+        LabelledEntry(key=f"{k}/{i}", label=f"class{k}", index=int(k), held_out=bool(h), sha256=digest(f"labelled {i}"))
         for i, (k, h) in enumerate(zip(case.labelled_classes, case.held_out, strict=True))
     ]
     preprocessing = Preprocessing(
@@ -132,7 +137,7 @@ def write_case(root: Path, case: Case, options: SelectionOptions | None = None) 
     return SelectionInputs(
         intake=intake,
         scoring=scoring,
-        pool=write_pool(root / "pool", shards, cuts),
+        pool=write_pool(root / "pool", shards, cuts, leaked=case.leaked),
         selection=options or SelectionOptions(),
         steps=100,
         batch_size=96,
@@ -144,7 +149,7 @@ def write_arrays(folder: Path, name: str, logits: Floats, features: Floats) -> N
     np.save(folder / f"{name}.features.npy", np.stack([features, features], axis=1).astype(np.float16))
 
 
-def write_pool(folder: Path, shards: tuple[str, ...], cuts: list[int]) -> Folder:
+def write_pool(folder: Path, shards: tuple[str, ...], cuts: list[int], *, leaked: int = 0) -> Folder:
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
         {
@@ -152,7 +157,7 @@ def write_pool(folder: Path, shards: tuple[str, ...], cuts: list[int]) -> Folder
             "shard": shard,
             "offset": 0,
             "size": 1,
-            "sha256": hashlib.sha256(b"").digest(),
+            "sha256": bytes.fromhex(digest(f"labelled {i}" if i < leaked else f"pool {i}")),
             "width": 1,
             "height": 1,
             "status": GOOD,
@@ -281,6 +286,15 @@ def test_held_out_images_have_no_say(tmp_path: Path) -> None:
         select(tmp_path / name, replace(case, labelled_features=features), SelectionOptions(score="e2", count=60))
         digests.append(file_sha256(tmp_path / name / "out" / "selection.parquet"))
     assert digests[0] == digests[1]
+
+
+def test_held_out_images_in_the_pool_are_never_picked(tmp_path: Path) -> None:
+    case = replace(make_case(), leaked=20)  # the first 12 labelled images are held out
+    selection, table = select(tmp_path, case, SelectionOptions(score="random", count=1200))
+    assert [i for i, why in enumerate(table["why"].to_pylist()) if why == "held out"] == list(range(12))
+    assert not table["picked"].to_numpy()[:12].any()
+    assert table["picked"].to_numpy()[12:].all()
+    assert any(text.startswith("12 pool images are held-out") for text in selection.warnings)
 
 
 def test_junk_is_dropped_but_never_more_than_a_fiftieth(tmp_path: Path) -> None:
