@@ -55,13 +55,21 @@ def catalogue(source: LabelledImages, seed: int) -> Catalogue:
             "Give images of every class that the student shall tell apart.",
             label=names[0],
         )
+    put_aside = held_out.split(names, digests, seed)
+    if not any(put_aside):
+        raise EngineError(
+            "IMAGES_MISSING",
+            f"None of {len(names)} labelled images can be held out for the verdict: no class has two different ones.",
+            "Give at least two different images of a class; 20 to 100 of each class are better.",
+            labelled=len(names),
+        )
     few = [f"{name} ({count})" for name, count in sorted(counts.items()) if count < FEW_IMAGES]
     warnings = [f"Fewer than {FEW_IMAGES} labelled images: {', '.join(few[:20])}."] if few else []
     return Catalogue(
         keys=tuple(keys),
         labels=tuple(names),
         digests=tuple(digests),
-        held_out=tuple(held_out.split(names, digests, seed)),
+        held_out=tuple(put_aside),
         native=max(sizes, key=lambda size: (sizes[size], size)),
         warnings=tuple(warnings),
     )

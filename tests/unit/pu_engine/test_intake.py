@@ -207,6 +207,10 @@ def test_more_labels_than_outputs_are_unmappable(tmp_path: Path) -> None:
     assert refusal(tmp_path, teacher_bytes(), dict.fromkeys("abcd", 5)) == "LABELS_UNMAPPABLE"
 
 
+def test_images_of_which_none_can_be_held_out_are_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path, teacher_bytes(), dict.fromkeys(TINTS, 1)) == "IMAGES_MISSING"
+
+
 def test_small_and_missing_classes_are_warnings(tmp_path: Path) -> None:
     names = ("amber", "blue", "green")
     teacher, _, _ = take_in(tmp_path, teacher_bytes(), {"amber": 20, "blue": 4}, class_names=names)
