@@ -44,7 +44,7 @@ def run(inputs: PlanInputs, out: Path, progress: Progress) -> Plan:
             POOL_TOO_POOR where the pool is empty.
     """
     pool = open_pool(inputs.pool)
-    labelled, matched = survey(inputs.images)
+    labelled, matched = survey(inputs.images, inputs.intake)
     scorer = open_scorer(inputs.intake, "cpu", matched)
     sample = read_sample(pool, sample_size(pool.pool.images, scorer.batch, inputs.threads))
     scoring = time_scoring(scorer, sample, inputs.threads)

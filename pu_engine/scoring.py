@@ -1,14 +1,17 @@
 """Stage: the teacher on every pool image and labelled image, shard by shard.
 
 The clean view gives logits and features; the matched view (the image as the labelled images' JPEG would show it)
-gives features only, because it ruins the teacher's own scores. A shard whose files are whole is not scored again.
+gives features only, because it ruins the teacher's own scores; photographs much larger than the teacher's input
+have none. A shard whose files are whole is not scored again.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_low
 
@@ -22,11 +25,24 @@ from pu_engine.images import decode, jpeg_quality
 from pu_engine.pool import open_pool
 from pu_engine.prefetch import prefetched
 from pu_engine.progress import Progress
+from pu_engine.results import load
 from pu_engine.scorer import MatchedJpeg, Scorer, open_scorer
-from pu_engine.types import LabelledImages, Scores, ScoringInputs
+from pu_engine.types import Folder, LabelledImages, Scores, ScoringInputs, Teacher
 
 LABELLED = "labelled"
 BATCH_BYTES = 16 * 2**20  # several batches wait in memory; photographs have megabytes each
+# JPEG's blocks of 8 pixels become smaller than 4 beyond it, and the resize averages their traces away: an image
+# encoded anew at the teacher's size would then have artefacts that no labelled one shows.
+MOST_SHRINKING = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelledJpeg:
+    """What a labelled image's file says of it; `side` is the longer one in pixels."""
+
+    quality: int
+    chroma: str
+    side: int
 
 
 def run(inputs: ScoringInputs, out: Path, progress: Progress) -> Scores:
@@ -36,7 +52,7 @@ def run(inputs: ScoringInputs, out: Path, progress: Progress) -> Scores:
         EngineError: POOL_INVALID, IMAGE_REJECTED, MODEL_NONFINITE, STAGE_PROTOCOL.
     """
     pool = open_pool(inputs.pool)
-    count, matched = survey(inputs.images)
+    count, matched = survey(inputs.images, inputs.intake)
     scorer = open_scorer(inputs.intake, inputs.provider, matched)
     done, total = 0, count + pool.pool.images
     scored, started = 0, time.monotonic()
@@ -69,30 +85,50 @@ def run(inputs: ScoringInputs, out: Path, progress: Progress) -> Scores:
     )
 
 
-def survey(images: LabelledImages) -> tuple[int, MatchedJpeg | None]:
-    """How many labelled images there are, and their usual JPEG where most are JPEG (median quality, commonest chroma).
+def survey(images: LabelledImages, intake: Folder) -> tuple[int, MatchedJpeg | None]:
+    """How many labelled images there are, and the usual JPEG of those that are not held out.
 
     Every image is decoded once, for intake looks at a few only: a damaged one is named before hours of scoring.
 
     Raises:
         EngineError: IMAGE_REJECTED, naming the image, and as `labelled.read`.
     """
-    count, found = 0, []
+    entries = json.loads((Path(intake.path) / "labelled.json").read_text())
+    held_out = {entry["key"] for entry in entries if entry["held_out"]}
+    count, looked_at = 0, 0
+    found: list[LabelledJpeg] = []
     for image in labelled.read(images):
         count += 1
         try:
-            quality = jpeg_quality(image.data)
-            decode(image.data, channels=3)
+            jpeg = jpeg_quality(image.data)
+            height, width, _ = decode(image.data, channels=3).shape
         except EngineError as error:
             message = f"Labelled image {image.key!r} is not taken. {error.message}"
             raise EngineError(error.code, message, error.remedy, key=image.key) from error
-        if quality is not None:
-            found.append(quality)
-    if 2 * len(found) <= count:
-        return count, None
-    chromas = Counter(chroma for _, chroma in found)
+        if image.key in held_out:
+            continue
+        looked_at += 1
+        if jpeg is not None:
+            found.append(LabelledJpeg(quality=jpeg[0], chroma=jpeg[1], side=max(height, width)))
+    teacher = load(Teacher, intake.path).preprocessing
+    return count, usual_jpeg(found, looked_at, max(teacher.height, teacher.width))
+
+
+def usual_jpeg(found: Sequence[LabelledJpeg], images: int, teacher_side: int) -> MatchedJpeg | None:
+    """Median quality and commonest chroma; None where no matched view is to be made.
+
+    That is where at most half of the images are JPEG, and where they are shrunk so much that no trace of their
+    JPEG is left to match.
+
+    Args:
+        images: the labelled images that the JPEGs are among.
+        teacher_side: in pixels.
+    """
+    if 2 * len(found) <= images or median_low([jpeg.side for jpeg in found]) > MOST_SHRINKING * teacher_side:
+        return None
+    chromas = Counter(jpeg.chroma for jpeg in found)
     commonest = min(chromas, key=lambda chroma: (-chromas[chroma], chroma))
-    return count, MatchedJpeg(quality=median_low([quality for quality, _ in found]), chroma=commonest)
+    return MatchedJpeg(quality=median_low([jpeg.quality for jpeg in found]), chroma=commonest)
 
 
 def logits_path(folder: Path, name: str) -> Path:

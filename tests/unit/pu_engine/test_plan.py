@@ -76,6 +76,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> PlanInputs:
     intake, pool = root / "intake", root / "pool"
     intake.mkdir()
     pool.mkdir()
+    (intake / "labelled.json").write_text("[]")
     onnx.save(linear_teacher(), intake / "tapped.onnx")
     manifest = build_manifest(intake, TEACHER, {"seconds": 2.5, "peak_memory_bytes": 10**8})
     (intake / "manifest.json").write_text(json.dumps(manifest))

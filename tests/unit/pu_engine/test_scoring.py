@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -25,7 +26,7 @@ from pu_engine.jsonform import to_json
 from pu_engine.pool import open_pool
 from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest
-from pu_engine.types import File, Folder, LabelledImages, Scores, ScoringInputs
+from pu_engine.types import File, Folder, LabelledEntry, LabelledImages, Scores, ScoringInputs
 
 Pack = Callable[[Path, Mapping[str, bytes]], File]
 MakeJpeg = Callable[..., bytes]
@@ -56,6 +57,16 @@ def inputs(
     members = {f"{'abc'[i % 3]}/{i}.jpg": make_jpeg(100 + i, quality=60) for i in range(LABELLED_IMAGES)}
     labelled = pack(tmp_path / "labelled.tar", members)
     return ScoringInputs(intake=make_intake(tmp_path / "intake"), pool=pool, images=LabelledImages(tar=labelled))
+
+
+@pytest.fixture
+def make_files(tmp_path: Path, make_jpeg: MakeJpeg, pack: Pack) -> Callable[..., LabelledImages]:
+    """Labelled JPEGs by their keys and what `make_jpeg` takes."""
+
+    def make(settings: Mapping[str, Mapping[str, Any]]) -> LabelledImages:
+        return LabelledImages(tar=pack(tmp_path / "made.tar", {key: make_jpeg(**s) for key, s in settings.items()}))
+
+    return make
 
 
 def scored(inputs: ScoringInputs, out: Path, progress: SilentProgress | None = None) -> Scores:
@@ -134,18 +145,54 @@ def test_png_labelled_images_need_no_matched_view(tmp_path: Path, inputs: Scorin
     assert np.load(tmp_path / "out" / "shard-00000.features.npy").shape == (5, 1, 4)
 
 
-def test_survey_takes_the_median_quality_and_commonest_chroma(tmp_path: Path, pack: Pack, make_jpeg: MakeJpeg) -> None:
+@pytest.mark.parametrize(("side", "views"), [(16, ["clean", "matched"]), (18, ["clean"])])
+def test_photographs_shrunk_more_than_twofold_have_no_matched_view(
+    tmp_path: Path, inputs: ScoringInputs, make_files: Callable[..., LabelledImages], side: int, views: list[str]
+) -> None:
+    images = make_files({f"a/{i}.jpg": {"seed": i, "height": side, "width": 10} for i in range(3)})
+    result = scored(replace(inputs, images=images), tmp_path / "out")
+    assert list(result.views) == views
+    assert (result.matched_quality is None) == (len(views) == 1)
+
+
+def test_the_median_side_decides() -> None:
+    sides = [scoring.LabelledJpeg(quality=80, chroma="4:2:0", side=side) for side in (30, 64, 4000)]
+    assert scoring.usual_jpeg(sides, 3, 32) == scorer.MatchedJpeg(quality=80, chroma="4:2:0")
+    assert scoring.usual_jpeg(sides, 3, 31) is None
+    assert scoring.usual_jpeg(sides, 6, 32) is None
+
+
+def test_held_out_images_do_not_shape_the_matched_view(
+    tmp_path: Path, make_intake: Callable[..., Folder], make_files: Callable[..., LabelledImages]
+) -> None:
+    settings = {"a/0.jpg": (50, "420"), "a/1.jpg": (90, "444"), "a/2.jpg": (91, "444")}
+    entries = [
+        LabelledEntry(key=key, label="a", index=0, sha256="0" * 64, held_out=key != "a/0.jpg") for key in settings
+    ]
+    sources = make_files({key: {"seed": 1, "quality": q, "chroma": c} for key, (q, c) in settings.items()})
+    count, matched = scoring.survey(sources, make_intake(tmp_path / "intake", entries))
+    assert count == 3
+    assert matched == scorer.MatchedJpeg(quality=50, chroma="4:2:0")
+
+
+def test_survey_takes_the_median_quality_and_commonest_chroma(
+    tmp_path: Path, make_intake: Callable[..., Folder], pack: Pack, make_jpeg: MakeJpeg
+) -> None:
     settings = [(50, "444"), (70, "420"), (90, "420")]
     members = {f"a/{i}.jpg": make_jpeg(i, quality=q, chroma=c) for i, (q, c) in enumerate(settings)}
-    count, matched = scoring.survey(LabelledImages(tar=pack(tmp_path / "s.tar", members)))
+    count, matched = scoring.survey(
+        LabelledImages(tar=pack(tmp_path / "s.tar", members)), make_intake(tmp_path / "intake")
+    )
     assert count == 3
     assert matched == scorer.MatchedJpeg(quality=70, chroma="4:2:0")
 
 
-def test_damaged_labelled_image_is_named(tmp_path: Path, pack: Pack, make_jpeg: MakeJpeg) -> None:
+def test_damaged_labelled_image_is_named(
+    tmp_path: Path, make_intake: Callable[..., Folder], pack: Pack, make_jpeg: MakeJpeg
+) -> None:
     tar = pack(tmp_path / "s.tar", {"a/1.jpg": make_jpeg(1), "b/cut.jpg": make_jpeg(2)[:-60]})
     with pytest.raises(EngineError, match="'b/cut\\.jpg' is not taken") as caught:
-        scoring.survey(LabelledImages(tar=tar))
+        scoring.survey(LabelledImages(tar=tar), make_intake(tmp_path / "intake"))
     assert (caught.value.code, caught.value.details["key"]) == ("IMAGE_REJECTED", "b/cut.jpg")
 
 
