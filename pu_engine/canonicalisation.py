@@ -71,7 +71,9 @@ def canonicalise(
     proof = noise(PROOF_IMAGES, example, generator)
     freed = graph_surgery.free_batch(fixed, rewrite=declared is not None)
     # With the taps on both sides: they change how onnxruntime rounds a quantised graph.
-    alone = forward.run_rows(forward.stranger_session(taps.tapped(fixed, chosen), threads), proof, batch)[0]
+    # A row fills its batch by itself: beside others it would show what they do to it on both sides of the comparison.
+    filled = np.repeat(proof, batch, axis=0)
+    alone = forward.run_rows(forward.stranger_session(taps.tapped(fixed, chosen), threads), filled, batch)[0][::batch]
     free = _same_together(taps.tapped(freed, chosen), proof, alone, BATCH_ERROR[example.dtype], threads)
     model = freed if free else fixed
     return Canonical(

@@ -144,9 +144,10 @@ def test_fixed_batch_is_freed_where_a_reshape_holds_it(batch: int) -> None:
     np.testing.assert_allclose(scores_of(found.model, images(7)), LOGITS, rtol=1e-5)
 
 
-def test_batch_that_scores_depend_on_stays_one() -> None:
+@pytest.mark.parametrize(("declared", "kept"), [("N", 1), (1, 1), (8, 8)])
+def test_batch_that_scores_depend_on_stays(declared: int | str, kept: int) -> None:
     tail = [helper.make_node("ReduceMax", ["z"], ["m"], keepdims=1), helper.make_node("Div", ["z", "m"], ["y"])]
-    assert canonical(teacher(tail, ["y"])).batch == 1
+    assert canonical(teacher(tail, ["y"], batch=declared)).batch == kept
 
 
 def test_names_that_punnet_uses_are_freed() -> None:
