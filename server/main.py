@@ -14,6 +14,9 @@ import ipaddress
 import logging
 import os
 import signal
+import socket
+import sqlite3
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -49,6 +52,7 @@ CALLS_END_SECONDS = 2.0
 STOP_SECONDS = 1.0
 TERM_SECONDS = 2.0  # a stage that the server's end interrupts keeps its finished parts; it need not tidy up
 IDLE_CHECKS = 10
+PROBE_SECONDS = 2.0
 
 
 class Refused(Exception):
@@ -83,6 +87,13 @@ def main(arguments: list[str] | None = None) -> int:
             asyncio.run(serve(settings))
     except (Refused, SchemaMismatch, OSError) as error:
         print(f"punnet server: {error}", file=sys.stderr)
+        return EXIT_REFUSED
+    except sqlite3.DatabaseError as error:
+        print(
+            f"punnet server: the database in {settings.data} can't be read ({error}). Put a copy of the data folder "
+            "back, or use another one.",
+            file=sys.stderr,
+        )
         return EXIT_REFUSED
     return 0
 
@@ -133,6 +144,22 @@ def loopback_address(bind: str) -> str:
     if not loopback:
         raise Refused(f"{host} can be reached from other machines, and there is no TLS; bind 127.0.0.1 instead.")
     return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+
+
+def remove_dead_socket(path: Path) -> None:
+    """Clear the way for our socket; raises Refused where a server listens there, or where a file is no socket."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            raise Refused(f"{path} is there and is no socket; name another path, or remove it.")
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(PROBE_SECONDS)
+            probe.connect(str(path))
+    except FileNotFoundError:
+        return
+    except ConnectionRefusedError:  # nobody listens: a dead server left it
+        path.unlink(missing_ok=True)
+        return
+    raise Refused(f"another server listens at {path}; stop it, or name another path.")
 
 
 @contextlib.contextmanager
@@ -220,8 +247,7 @@ class Server:
         await self._engine.recover()
         address = self._settings.address
         if self._settings.private:
-            # The lock is ours: a socket that is still there is a dead server's.
-            Path(address.removeprefix("unix:")).unlink(missing_ok=True)
+            remove_dead_socket(Path(address.removeprefix("unix:")))
         try:
             port = await self._front.open(address)
         except RuntimeError as error:
