@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from pu_engine.execution import installed_versions
+from pu_engine.pipeline import installed_versions
 from pu_engine.report_data import cpu_model
 
 ROOT = Path(__file__).resolve().parents[1]

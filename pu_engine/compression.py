@@ -8,7 +8,7 @@ from typing import Any
 
 from pu_engine.execution import execute
 from pu_engine.jsonform import to_json
-from pu_engine.pipeline import COMPRESS, Stage, stage_inputs, stage_key
+from pu_engine.pipeline import COMPRESS, Stage, installed_versions, stage_inputs, stage_key
 from pu_engine.progress import Progress, SilentProgress
 from pu_engine.results import file_sha256, read_manifest
 from pu_engine.types import File, Folder, LabelledFile, LabelledImages
@@ -56,9 +56,11 @@ def run_stages(
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Run stages in order below `out`; yields each one's name and finished folder (path, sha256)."""
     folders: dict[str, dict[str, str]] = {}
+    versions = installed_versions()
     for stage in stages:
         inputs = stage_inputs(stage, spec, folders) | {"threads": threads}
-        folder = execute(stage, out / stage.name / stage_key(stage, inputs)[:16], inputs, progress)
+        key = stage_key(stage, inputs, versions)
+        folder = execute(stage, out / stage.name / key[:16], inputs, progress)
         folders[stage.name] = {"path": str(folder.resolve()), "sha256": read_manifest(folder)["digest"]}
         yield stage.name, folders[stage.name]
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import json
 import os
-import platform
 import resource
 import time
 import typing
@@ -15,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pu_engine.jsonform import from_json
-from pu_engine.pipeline import ENGINE_VERSION, Stage
+from pu_engine.pipeline import ENGINE_VERSION, Stage, installed_versions
 from pu_engine.progress import Progress
 from pu_engine.results import MANIFEST, build_manifest, files_below, fsync_files, fsync_folder, write_atomic
-
-VERSIONED_PACKAGES = ("numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "torch", "timm", "tensorrt-rtx", "tensorrt")
 
 
 def execute(stage: Stage, workdir: Path, inputs: Mapping[str, Any], progress: Progress) -> Path:
@@ -50,14 +46,3 @@ def execute(stage: Stage, workdir: Path, inputs: Mapping[str, Any], progress: Pr
     os.rename(partial, out)
     fsync_folder(workdir)
     return out
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that results depend on."""
-    versions = {"python": platform.python_version()}
-    for name in VERSIONED_PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions

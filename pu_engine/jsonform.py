@@ -9,16 +9,19 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+# Metadata of a field whose value differs from run to run: a timing, or what follows from one.
+MEASURED: Mapping[str, bool] = {"measured": True}
 
 
-def to_json(value: Any) -> Any:
-    """JSON form of a dataclass, tuple, mapping or scalar."""
+def to_json(value: Any, *, measured: bool = True) -> Any:
+    """JSON form of a dataclass, tuple, mapping or scalar; without `measured`, only what a repeated run gives again."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        kept = [f for f in dataclasses.fields(value) if measured or not f.metadata.get("measured")]
+        return {f.name: to_json(getattr(value, f.name), measured=measured) for f in kept}
     if isinstance(value, Mapping):
-        return {str(k): to_json(v) for k, v in value.items()}
+        return {str(k): to_json(v, measured=measured) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [to_json(v) for v in value]
+        return [to_json(v, measured=measured) for v in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"no JSON form for {type(value).__name__}")

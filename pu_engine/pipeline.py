@@ -7,12 +7,30 @@ A job's `spec` is JSON with the groups `teacher`, `images`, `pool`, `preprocessi
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 ENGINE_VERSION = "0.1.0"
+VERSIONED_PACKAGES = (
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxscript",
+    "pillow",
+    "pyarrow",
+    "safetensors",
+    "simplejpeg",
+    "tensorrt",
+    "tensorrt-rtx",
+    "timm",
+    "torch",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,12 +143,24 @@ def stage_inputs(stage: Stage, spec: Mapping[str, Any], folders: Mapping[str, Ma
     return inputs
 
 
-def stage_key(stage: Stage, inputs: Mapping[str, Any]) -> str:
-    """What a finished result is reused by: sha256 over stage, schema, engine and inputs without their paths."""
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of the installed packages that results depend on."""
+    versions = {"python": platform.python_version()}
+    for name in VERSIONED_PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def stage_key(stage: Stage, inputs: Mapping[str, Any], versions: Mapping[str, str]) -> str:
+    """What a finished result is reused by: sha256 over stage, engine, installed packages and inputs without paths."""
     content = {
         "stage": stage.name,
         "schema": stage.schema,
         "engine": ENGINE_VERSION,
+        "versions": dict(versions),
         "inputs": _without_paths(inputs),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

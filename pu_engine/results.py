@@ -23,9 +23,9 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def canonical_json(value: Any) -> str:
+def canonical_json(value: Any, *, measured: bool = True) -> str:
     """JSON with sorted keys and no spaces: what digests are taken of."""
-    return json.dumps(to_json(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return json.dumps(to_json(value, measured=measured), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -62,11 +62,15 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def build_manifest(folder: Path, result: Any, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest of a finished folder: files, result, and a digest over what is reproducible."""
+    """The manifest of a finished folder: files, result, and a digest over what of both is reproducible.
+
+    The result counts: later stages read from it what no file holds, for instance the preprocessing.
+    """
     files = [_file_row(folder, r) for r in files_below(folder)]
     stable = [[row["path"], row["sha256"]] for row in files if row["reproducible"]]
-    digest = hashlib.sha256(canonical_json(stable).encode()).hexdigest()
-    return {"files": files, "digest": digest, "result": to_json(result), **extra}
+    result_sha256 = hashlib.sha256(canonical_json(result, measured=False).encode()).hexdigest()
+    digest = hashlib.sha256(canonical_json([stable, result_sha256]).encode()).hexdigest()
+    return {"files": files, "digest": digest, "result": to_json(result), "result_sha256": result_sha256, **extra}
 
 
 def _file_row(folder: Path, relative: Path) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pu_engine.jsonform import MEASURED
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File:
@@ -198,7 +200,7 @@ class Scores:
     views: tuple[str, ...]  # of the features
     taps: tuple[Tap, ...]  # columns of the features, in order
     provider: str
-    images_per_second: float
+    images_per_second: float = field(metadata=MEASURED)
     matched_quality: int | None = None
     matched_chroma: str | None = None
 
@@ -329,7 +331,7 @@ class Student:
     final_loss: float
     held_out_accuracy: float
     held_out_agreement: float
-    candidates: tuple[Mapping[str, str], ...] = ()
+    candidates: tuple[Mapping[str, str], ...] = field(default=(), metadata=MEASURED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -355,9 +357,9 @@ class Variant:
     target: str
     format: str  # onnx | tensorrt_rtx
     precision: str
-    size: int
-    sha256: str
-    seconds: float
+    size: int = field(metadata=MEASURED)
+    sha256: str = field(metadata=MEASURED)
+    seconds: float = field(metadata=MEASURED)
     reproducible: bool
     details: Mapping[str, str] = field(default_factory=dict)
 
@@ -408,7 +410,7 @@ class Latency:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdicts:
     verdicts: tuple[Verdict, ...]
-    latencies: tuple[Latency, ...]
+    latencies: tuple[Latency, ...] = field(metadata=MEASURED)
     recommended: str  # the variant's name
     teacher_accuracy: float
     student_accuracy: float
@@ -484,6 +486,6 @@ class Plan:
     student: str
     parameters: int
     macs: int
-    stages: tuple[StageEstimate, ...]
-    seconds: float
+    stages: tuple[StageEstimate, ...] = field(metadata=MEASURED)
+    seconds: float = field(metadata=MEASURED)
     artifacts: tuple[str, ...] = ()

@@ -105,9 +105,10 @@ def _parse(stage: Stage, value: Any) -> Manifest:
     if len({row.path for row in files}) != len(files):
         raise ValueError("a path twice")
     stable = [[row.path, row.sha256] for row in files if row.reproducible]
-    digest = hashlib.sha256(json.dumps(stable, separators=(",", ":")).encode()).hexdigest()
+    content = json.dumps([stable, value["result_sha256"]], separators=(",", ":"))
+    digest = hashlib.sha256(content.encode()).hexdigest()
     if digest != value["digest"]:
-        raise ValueError("the digest is not that of the files")
+        raise ValueError("the digest is not that of files and result")
     seconds, memory = float(value["seconds"]), int(value["peak_memory_bytes"])
     if not math.isfinite(seconds) or not 0 <= memory < 2**63:
         raise ValueError("seconds or memory out of range")

@@ -7,14 +7,14 @@ import hashlib
 import logging
 import secrets
 import signal
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
-from pu_engine.pipeline import INTAKE, Stage, stage_key
+from pu_engine.pipeline import INTAKE, Stage, installed_versions, stage_key
 from server.folders import DataFolder, remove_tree, write_json
 from server.job_message import tick_message
 from server.job_table import (
@@ -25,6 +25,7 @@ from server.job_table import (
     StageRun,
     add_warning,
     key_finished,
+    key_used,
     put_run,
     runs_of,
     set_process,
@@ -78,7 +79,7 @@ class StageExecution:
         self._data = data
         self._runner = runner
         self._watch = watch
-        self._locks: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self.data_id = hashlib.sha256(str(data.root.resolve()).encode()).hexdigest()[:16]
 
     async def finish(
@@ -90,7 +91,7 @@ class StageExecution:
             StageFailed: with the error of the job.
             StageStopped: the job or the server stops.
         """
-        key = stage_key(stage, inputs)
+        key = stage_key(stage, inputs, installed_versions())
         async with self._alone(context, key):
             workdir = self._data.stage(context.job.tenant, key)
             finished = await self._reusable(context, stage, key, workdir)
@@ -98,9 +99,19 @@ class StageExecution:
                 finished = await self._run(context, stage, key, inputs, read)
             return finished
 
+    async def discard(self, tenant: str, key: str) -> None:
+        """Remove a stage's folder, unless a job has come to use it."""
+        async with self._lock(tenant, key):
+            if not await self._store.read(key_used, tenant, key):
+                await asyncio.to_thread(remove_tree, self._data.stage(tenant, key))
+
+    def _lock(self, tenant: str, key: str) -> asyncio.Lock:
+        """One lock for all who hold it or wait for it; it goes with the last of them."""
+        return self._locks.setdefault((tenant, key), asyncio.Lock())
+
     @asynccontextmanager
     async def _alone(self, context: JobContext, key: str) -> Any:
-        lock = self._locks[context.job.tenant, key]
+        lock = self._lock(context.job.tenant, key)
         waiting, stopping = asyncio.create_task(lock.acquire()), asyncio.create_task(context.stop.wait())
         await asyncio.wait({waiting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()

@@ -52,3 +52,8 @@ def test_a_teacher_becomes_a_student_that_agrees_with_it(tmp_path: Path, small_j
     again = compress(teacher=small_job.teacher, images=images, pool=pool, out=tmp_path, options=options, threads=1)
     assert again == out
     assert "student.onnx" in {row["path"] for row in read_manifest(out)["files"] if row["reproducible"]}
+
+    smaller = {**options, "export": {"targets": ["cpu"], "max_batch": 4}}
+    changed = compress(teacher=small_job.teacher, images=images, pool=pool, out=tmp_path, options=smaller, threads=1)
+    gates = [verdict["gate"] for verdict in json.loads((changed / "report.json").read_text())["verdicts"]]
+    assert any(gate.endswith("at batch 1, 4") for gate in gates)

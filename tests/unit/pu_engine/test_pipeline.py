@@ -10,6 +10,7 @@ import pytest
 from pu_engine.jsonform import from_json
 from pu_engine.pipeline import COMPRESS, GATHERING, INTAKE, KINDS, SELECTION, STAGES, stage_inputs, stage_key
 
+VERSIONS = {"torch": "2.13"}
 FOLDER = {"path": "f", "sha256": "00"}
 SPEC = {
     "teacher": {"path": "t.onnx", "sha256": "11"},
@@ -53,14 +54,18 @@ def test_a_key_follows_the_content_and_not_the_place() -> None:
     here = stage_inputs(INTAKE, SPEC, {})
     there = stage_inputs(INTAKE, {**SPEC, "teacher": {"path": "elsewhere", "sha256": "11"}}, {})
     other = stage_inputs(INTAKE, {**SPEC, "teacher": {"path": "t.onnx", "sha256": "12"}}, {})
-    assert stage_key(INTAKE, here) == stage_key(INTAKE, there)
-    assert stage_key(INTAKE, here) != stage_key(INTAKE, other)
+    assert stage_key(INTAKE, here, VERSIONS) == stage_key(INTAKE, there, VERSIONS)
+    assert stage_key(INTAKE, here, VERSIONS) != stage_key(INTAKE, other, VERSIONS)
 
 
 def test_what_only_training_reads_leaves_the_earlier_keys_alone() -> None:
     changed = {**SPEC, "student": {"name": "cifar_resnet14", "size": 16}}
     for stage in COMPRESS[:4]:
         folders = dict.fromkeys(stage.needs, FOLDER)
-        assert stage_key(stage, stage_inputs(stage, SPEC, folders)) == stage_key(
-            stage, stage_inputs(stage, changed, folders)
-        )
+        before = stage_key(stage, stage_inputs(stage, SPEC, folders), VERSIONS)
+        assert stage_key(stage, stage_inputs(stage, changed, folders), VERSIONS) == before
+
+
+def test_another_package_version_gives_another_key() -> None:
+    inputs = stage_inputs(INTAKE, SPEC, {})
+    assert stage_key(INTAKE, inputs, VERSIONS) != stage_key(INTAKE, inputs, {"torch": "2.14"})

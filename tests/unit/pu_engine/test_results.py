@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from pu_engine.results import build_manifest, file_sha256, files_below, write_atomic
-from pu_engine.types import Shard
+from pu_engine.types import Shard, Variant
 
 RESULT = Shard(name="s", sha256="00", size=1, entries=1)
 
@@ -41,3 +42,13 @@ def test_an_atomic_write_leaves_no_partial_file(tmp_path: Path) -> None:
     write_atomic(tmp_path / "f", b"two")
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
     assert file_sha256(tmp_path / "f") == "3fc4ccfe745870e2c0d99f71f30ff0656c8dedd41cc1d7d3d376b0dbe685e2f3"
+
+
+def test_the_digest_follows_the_result_but_not_its_timings(tmp_path: Path) -> None:
+    variant = Variant(
+        name="fp32", path="s.onnx", target="cpu", format="onnx", precision="fp32", size=1, sha256="00",
+        seconds=1.0, reproducible=True,
+    )  # fmt: skip
+    before = build_manifest(tmp_path, variant, {})["digest"]
+    assert build_manifest(tmp_path, replace(variant, seconds=2.0), {})["digest"] == before
+    assert build_manifest(tmp_path, replace(variant, target="rtx"), {})["digest"] != before
