@@ -52,7 +52,8 @@ SEED = 20261122
 WATCHERS = 200
 CALLS_PER_SECOND = 100
 CALL_SECONDS = 10.0
-POOL_IMAGES = 1500
+POOL_IMAGES, IMAGE_SIDE = 6000, 1024  # their ingest must outlast the calls
+FINAL_STATES = (job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED)
 START_SECONDS = 30.0
 BARS = (
     ("upload_share", 0.45, "least"),
@@ -196,27 +197,29 @@ def run_pairs(folder: Path, channel: grpc.Channel, mib: int, pairs: int) -> list
 
 
 def image_tar() -> bytes:
-    """Images whose ingest keeps a job going while calls are timed."""
+    """Images that are small to send and slow to decode: their ingest keeps a job going while calls are timed."""
+    encoded = BytesIO()
+    Image.new("RGB", (IMAGE_SIDE, IMAGE_SIDE), "teal").save(encoded, "PNG")
     target = BytesIO()
     with tarfile.open(fileobj=target, mode="w") as tar:
         for index in range(POOL_IMAGES):
-            encoded = BytesIO()
-            Image.frombytes("RGB", (64, 64), random.Random(SEED + index).randbytes(64 * 64 * 3)).save(encoded, "PNG")
             member = tarfile.TarInfo(f"{index:06d}.png")
             member.size = encoded.tell()
             tar.addfile(member, BytesIO(encoded.getvalue()))
     return target.getvalue()
 
 
-async def watch(channel: grpc.aio.Channel, job_id: str) -> int:
+async def watch(channel: grpc.aio.Channel, job_id: str, connected: asyncio.Semaphore) -> int:
     """Follow a job to its end; the events that were missing in between."""
     stub = compression_pb2_grpc.CompressionServiceStub(channel)
     last = lost = 0
     async for message in stub.WatchJob(compression_pb2.WatchJobRequest(id=job_id)):
+        if message.WhichOneof("update") == "snapshot":
+            connected.release()
         if message.WhichOneof("update") == "event":
             lost += message.event.seq - last - 1
             last = message.event.seq
-            if message.event.state in (job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED):
+            if message.event.state in FINAL_STATES:
                 return lost
     raise RuntimeError("a watch ended before its job")
 
@@ -259,11 +262,18 @@ async def endless_upload(channel: grpc.aio.Channel, stop: asyncio.Event) -> None
 
 
 async def make_load(address: str, job_id: str) -> int:
-    """Watch the job from 200 streams and upload until it ends; the events that the watchers lost."""
+    """Watch the job from 200 streams and upload until it ends; the events that the watchers lost.
+
+    Prints a line once every watcher has its snapshot and the upload runs.
+    """
     async with grpc.aio.insecure_channel(address) as small, grpc.aio.insecure_channel(address) as large:
-        stop = asyncio.Event()
+        stop, connected = asyncio.Event(), asyncio.Semaphore(0)
         upload = asyncio.create_task(endless_upload(large, stop))
-        lost = await asyncio.gather(*(watch(small, job_id) for _ in range(WATCHERS)))
+        watchers = [asyncio.create_task(watch(small, job_id, connected)) for _ in range(WATCHERS)]
+        for _ in watchers:
+            await connected.acquire()
+        print("loaded", flush=True)
+        lost = await asyncio.gather(*watchers)
         stop.set()
         await upload
         return sum(lost)
@@ -294,8 +304,15 @@ def run_latency(address: str) -> tuple[list[float], int]:
     """
     job_id = create_pool(address)
     command = [sys.executable, "-m", "benchmarks.transport", "--out", os.devnull, "--load", address, job_id]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as load:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as load:
+        if load.stdout is None or load.stdout.readline().strip() != "loaded":
+            raise RuntimeError("the load did not start")
         milliseconds = asyncio.run(time_small_calls(address, job_id))
+        if load.poll() is not None:
+            raise RuntimeError("the load ended before the calls: the ingest needs more images")
+        with grpc.insecure_channel(address) as channel:
+            stub = compression_pb2_grpc.CompressionServiceStub(channel)
+            stub.CancelJob(compression_pb2.CancelJobRequest(id=job_id))
         output, _ = load.communicate(timeout=300)
     return milliseconds, int(output)
 
