@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pu_engine.agreement import wilson_interval
 from pu_engine.errors import EngineError
 from pu_engine.graph_surgery import ModelInput, not_a_classifier
-from pu_engine.labels import ClassOrder, Scores, best_order
+from pu_engine.labels import ClassOrder, Scores, best_order, unfitted_accuracy
 from pu_engine.preprocessing import model_input
 from pu_engine.taps import CHANNELS_FIRST, TO_CHANNELS_FIRST, TO_CHANNELS_LAST
 from pu_engine.types import Hypothesis, Preprocessing, StatedPreprocessing
@@ -249,7 +249,7 @@ def table(trials: Sequence[Trial], labels: Sequence[str]) -> tuple[Hypothesis, .
         Hypothesis(
             preprocessing=t.preprocessing,
             nll=t.nll,
-            accuracy=float((t.scores.argmax(axis=1) == t.order.of(labels)).mean()),
+            accuracy=unfitted_accuracy(t.scores, t.order, labels),
             agreement=float((t.scores.argmax(axis=1) == best).mean()),
         )
         for t in trials
@@ -270,13 +270,14 @@ def ties(trials: Sequence[Trial]) -> list[Trial]:
 def check_above_chance(scores: Scores, order: ClassOrder, labels: Sequence[str], rows: Sequence[Hypothesis]) -> None:
     """Refuse a best hypothesis whose predictions might have nothing to do with the labels.
 
-    Chance is the agreement of independent labels and predictions (Cohen 1960): a constant guess never beats it.
+    Chance is the agreement of independent labels and predictions (Cohen 1960): a constant guess never beats it. An
+    assigned order is tested on images that it was not fitted to, as a fitted one is right on some of any noise.
 
     Raises:
         EngineError: TEACHER_CONVENTION_UNKNOWN with the table of hypotheses.
     """
     index, predicted = order.of(labels), scores.argmax(axis=1)
-    right = int((predicted == index).sum())
+    right = round(unfitted_accuracy(scores, order, labels) * len(labels))
     shares = [np.bincount(values, minlength=scores.shape[1]) / len(labels) for values in (index, predicted)]
     chance = float(shares[0] @ shares[1])
     if wilson_interval(right / len(labels), len(labels), CHANCE_Z)[0] > chance:

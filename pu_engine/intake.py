@@ -150,6 +150,9 @@ def _warnings(
     without = canonical.output.classes - len(found.names) - max(0, best.order.offset)
     if without:
         warnings.append(f"{without} of the teacher's {canonical.output.classes} classes have no labelled image.")
+    if without == 1 and best.order.source == "sorted":
+        (gap,) = set(range(canonical.output.classes)) - set(best.order.index.values())
+        warnings.append(f"Output {gap} is taken for the class without labelled images; state class_names to fix it.")
     if best.order.source == "assigned":
         warnings.append("Which output belongs to which label was found from the images; state class_names to fix it.")
     predictions = best.scores.argmax(axis=1)

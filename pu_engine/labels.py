@@ -47,17 +47,26 @@ def candidate_orders(labels: Sequence[str], class_names: Sequence[str], classes:
         return [_stated(names, class_names, classes)]
     if all(name.isascii() and name.isdigit() for name in names):
         numbers = {name: int(name) for name in names}
+        if len(set(numbers.values())) < len(numbers):
+            raise unmappable(f"Two of the labels {', '.join(names)} are the same number.", labels=len(names))
         # Background first (+1) and counting from one (-1) are told apart from the plain order by the images.
         return [
             ClassOrder(source="integers", index={n: v + offset for n, v in numbers.items()}, offset=offset)
             for offset in (0, 1, -1)
             if all(0 <= v + offset < classes for v in numbers.values())
         ]
-    return [
-        ClassOrder(source="sorted", index={n: i + offset for i, n in enumerate(names)}, offset=offset)
-        for offset in (0, 1)
-        if len(names) + offset == classes
-    ]
+    if len(names) == classes:
+        return [ClassOrder(source="sorted", index={n: i for i, n in enumerate(names)})]
+    if len(names) == classes - 1:
+        # The output without a label is told by the images: a background class first, or any class without images.
+        return [_sorted_around(names, gap) for gap in (0, classes - 1, *range(1, classes - 1))]
+    return []
+
+
+def _sorted_around(names: Sequence[str], gap: int) -> ClassOrder:
+    """Sorted names on all outputs but `gap`."""
+    index = {name: i + (i >= gap) for i, name in enumerate(names)}
+    return ClassOrder(source="sorted", index=index, offset=1 if gap == 0 else 0)
 
 
 def _stated(names: Sequence[str], class_names: Sequence[str], classes: int) -> ClassOrder:
@@ -154,6 +163,11 @@ def assignment(cost: Scores) -> NDArray[np.int64]:
 def accuracy(scores: Scores, order: ClassOrder, labels: Sequence[str]) -> float:
     """Share of images whose highest score is their label's."""
     return float((scores.argmax(axis=1) == order.of(labels)).mean())
+
+
+def unfitted_accuracy(scores: Scores, order: ClassOrder, labels: Sequence[str]) -> float:
+    """Accuracy; of an assigned order, that on images which it was not fitted to."""
+    return cross_accuracy(scores, labels) if order.source == "assigned" else accuracy(scores, order, labels)
 
 
 def best_order(scores: Scores, labels: Sequence[str], orders: Sequence[ClassOrder]) -> ClassOrder:

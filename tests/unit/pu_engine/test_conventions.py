@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from pu_engine import conventions
 from pu_engine.errors import EngineError
 from pu_engine.graph_surgery import ModelInput
-from pu_engine.labels import ClassOrder
+from pu_engine.labels import ClassOrder, accuracy, assign
 from pu_engine.types import Preprocessing, StatedPreprocessing
 
 ORDER = ClassOrder(source="stated", index={"dark": 0, "light": 1})
@@ -182,6 +182,26 @@ def test_guessing_is_no_convention() -> None:
         conventions.check_above_chance(trials[0].scores, ORDER, LABELS, rows)
     assert caught.value.code == "TEACHER_CONVENTION_UNKNOWN"
     assert len(caught.value.details) == len(candidates())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_order_fitted_to_noise_is_no_convention(seed: int) -> None:
+    labels = [f"label {i:02d}" for i in range(20)] * 10
+    scores = np.random.default_rng(seed).normal(size=(200, 1000))
+    order = assign(scores, labels)
+    assert accuracy(scores, order, labels) > 0.05
+    with pytest.raises(EngineError) as caught:
+        conventions.check_above_chance(scores, order, labels, [])
+    assert caught.value.code == "TEACHER_CONVENTION_UNKNOWN"
+
+
+def test_accuracy_of_a_fitted_order_is_that_on_other_images() -> None:
+    labels = ["a", "b", "c"] * 10
+    scores = np.random.default_rng(0).normal(size=(30, 40))
+    trial = conventions.Trial(
+        preprocessing=candidates()[0], scores=scores, order=assign(scores, labels), losses=np.zeros(30)
+    )
+    assert conventions.table([trial], labels)[0].accuracy < accuracy(scores, trial.order, labels)
 
 
 def test_constant_guess_is_chance_and_a_few_right_images_of_a_small_class_are_not() -> None:

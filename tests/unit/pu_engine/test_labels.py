@@ -25,8 +25,10 @@ def scores_for(columns: list[int], classes: int, *, wrong: int = 0) -> NDArray[n
 def test_sorted_names_are_tried_with_and_without_background() -> None:
     (plain,) = candidate_orders(["dog", "cat"], (), 2)
     assert (plain.source, plain.index) == ("sorted", {"cat": 0, "dog": 1})
-    (shifted,) = candidate_orders(["dog", "cat"], (), 3)
+    shifted, plain, between = candidate_orders(["dog", "cat"], (), 3)
     assert (shifted.offset, shifted.index) == (1, {"cat": 1, "dog": 2})
+    assert (plain.offset, plain.index) == (0, {"cat": 0, "dog": 1})
+    assert (between.offset, between.index) == (0, {"cat": 0, "dog": 2})
     assert candidate_orders(["dog", "cat"], (), 9) == []
 
 
@@ -88,6 +90,20 @@ def test_background_column_is_found_by_the_images() -> None:
     labels = ["0", "1", "2"] * 5
     order = best_order(scores_for([1, 2, 3] * 5, 4), labels, candidate_orders(["0", "1", "2"], (), 4))
     assert (order.source, order.offset) == ("integers", 1)
+
+
+@pytest.mark.parametrize(("images", "wrong"), [(1, 0), (3, 12)])
+def test_class_without_images_is_no_background_class(images: int, wrong: int) -> None:
+    right = {f"n{i:03d}": i for i in range(100) if i != 3}
+    labels = list(right) * images
+    orders = candidate_orders(list(right), (), 100)
+    order = best_order(scores_for([right[name] for name in labels], 100, wrong=wrong), labels, orders)
+    assert (order.index, order.offset) == (right, 0)
+
+
+def test_labels_that_are_the_same_number_are_refused() -> None:
+    with pytest.raises(EngineError, match="same number"):
+        candidate_orders(["1", "01", "2"], (), 5)
 
 
 def test_few_images_are_no_ground_for_an_assignment() -> None:
