@@ -106,7 +106,7 @@ def parse_settings(arguments: list[str] | None) -> Settings:
     where.add_argument("--socket", type=Path)
     where.add_argument("--bind", metavar="HOST:PORT")
     parser.add_argument("--idle-seconds", type=float)
-    parser.add_argument("--threads", type=int, default=max(1, (os.cpu_count() or 1) // 2), help="of each stage")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each stage")
     parser.add_argument("--cpu-slots", type=int, default=1, help="short jobs at once: inspecting, planning, ingest")
     parser.add_argument("--queued-jobs", type=int, default=8, help="jobs that may wait")
     parser.add_argument("--reflection", action="store_true")
