@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import hashlib
 import os
-import shutil
+import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from typing import Any, TypeVar
 import google_crc32c
 
 from punnet.errors import PunnetError, make_error
+from server.disk_space import check_space, full_disk_named
 from server.folders import DataFolder, fsync_folder
 from server.job_spec import digests_of
 
@@ -33,7 +33,6 @@ REHASH_BYTES = 1 << 20
 DISK_THREADS = 4
 CONCURRENT_UPLOADS = 4
 ONE_WRITER_SECONDS = 45.0  # longer than keepalive takes to find a dead client
-FREE_BYTES_KEPT = 256 << 20
 
 T = TypeVar("T")
 
@@ -109,18 +108,20 @@ class BlobStore:
             if not (folder / sha256).exists():
                 os.link(path, folder / sha256)
 
-    def put(self, tenant: str, data: bytes) -> str:
-        """Store bytes that came whole; returns their sha256."""
-        digest = Digest(hashlib.sha256(data).hexdigest(), len(data))
-        if self.find(tenant, digest.sha256) is None:
-            partial = self._partial(tenant, digest)
-            partial.unlink(missing_ok=True)
-            descriptor = _create(partial)
-            with os.fdopen(descriptor, "wb", buffering=0) as file:
-                file.write(data)
-                os.fsync(descriptor)
-            self._publish(tenant, digest, partial)
-        return digest.sha256
+    def put_all(self, tenant: str, contents: Sequence[bytes]) -> list[str]:
+        """Store bytes that came whole; returns the sha256 of each. All are on the disk then.
+
+        Raises:
+            PunnetError: DISK_FULL.
+        """
+        digests = [Digest(hashlib.sha256(data).hexdigest(), len(data)) for data in contents]
+        there = self.find_all(tenant, (digest.sha256 for digest in digests))
+        new = {digest: data for digest, data in zip(digests, contents, strict=True) if digest.sha256 not in there}
+        if new:
+            check_space(self._partials(tenant), sum(digest.size for digest in new))
+        for folder in {self._put(tenant, digest, data) for digest, data in new.items()}:
+            fsync_folder(folder)
+        return [digest.sha256 for digest in digests]
 
     def committed_size(self, tenant: str, digest: Digest) -> tuple[int, bool]:
         """Bytes that need not be sent again, and whether the blob is whole."""
@@ -199,7 +200,7 @@ class BlobStore:
                 "Send the file again; it may have changed while it was read.",
             )
         await self.in_thread(os.fsync, upload.file)
-        await self.in_thread(self._publish, tenant, upload.digest, upload.path)
+        await self.in_thread(lambda: fsync_folder(self._publish(tenant, upload.digest, upload.path)))
 
     async def read(self, path: Path, offset: int) -> AsyncIterator[list[tuple[bytes, int]]]:
         """Batches of chunks with their CRC32C; the next batch is read while one is sent."""
@@ -235,9 +236,7 @@ class BlobStore:
         if self._blob(tenant, digest).exists():
             return None
         path = self._partial(tenant, digest)
-        free = shutil.disk_usage(path.parent).free
-        if digest.size + FREE_BYTES_KEPT > free:
-            raise _no_space(digest.size, free)
+        check_space(path.parent, digest.size)
         try:
             file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
         except FileNotFoundError:
@@ -278,16 +277,32 @@ class BlobStore:
     def _blob(self, tenant: str, digest: Digest) -> Path:
         return self._data.blobs(tenant) / digest.sha256[:2] / f"{digest.sha256}-{digest.size}"
 
-    def _partial(self, tenant: str, digest: Digest) -> Path:
+    def _partials(self, tenant: str) -> Path:
         folder = self._data.blobs(tenant) / "partial"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return folder / f"{digest.sha256}-{digest.size}"
+        return folder
 
-    def _publish(self, tenant: str, digest: Digest, partial: Path) -> None:
+    def _partial(self, tenant: str, digest: Digest) -> Path:
+        return self._partials(tenant) / f"{digest.sha256}-{digest.size}"
+
+    def _put(self, tenant: str, digest: Digest, data: bytes) -> Path:
+        """Write under a name that no other call uses: two may bring the same bytes, or one upload them."""
+        partial = self._partials(tenant) / f"{digest.sha256}.{secrets.token_hex(8)}"
+        try:
+            with os.fdopen(_create(partial), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            return self._publish(tenant, digest, partial)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _publish(self, tenant: str, digest: Digest, partial: Path) -> Path:
+        """Make a partial a blob; returns the folder that is still to be synced."""
         path = self._blob(tenant, digest)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.rename(partial, path)
-        fsync_folder(path.parent)
+        return path.parent
 
 
 def missing_blob(sha256: str, count: int = 1) -> Exception:
@@ -329,10 +344,8 @@ async def _ended(work: asyncio.Future[Any]) -> None:
 
 
 def _on_disk(function: Callable[..., T], *arguments: object) -> T:
-    try:
+    with full_disk_named():
         return function(*arguments)
-    except OSError as error:
-        raise _disk_full(error) from error
 
 
 def _close_unused(upload: Upload | None) -> None:
@@ -362,18 +375,3 @@ def _read_batch(file: int, offset: int) -> list[tuple[bytes, int]]:
     data = os.pread(file, DOWNLOAD_BATCH_BYTES, offset)
     chunks = (data[i : i + DOWNLOAD_CHUNK_BYTES] for i in range(0, len(data), DOWNLOAD_CHUNK_BYTES))
     return [(chunk, google_crc32c.value(chunk)) for chunk in chunks]
-
-
-def _disk_full(error: OSError) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return make_error("DISK_FULL", "The data folder's disk is full.", "Free space on it, then try again.")
-    return error
-
-
-def _no_space(size: int, free: int) -> Exception:
-    return make_error(
-        "DISK_FULL",
-        f"The blob has {size} bytes, the data folder's disk {free} free ones.",
-        f"Free space on it; {FREE_BYTES_KEPT} bytes stay free.",
-        {"size": str(size), "free": str(free)},
-    )

@@ -1,12 +1,13 @@
-"""What every request with a teacher needs before it becomes a job: inline images stored, blobs there, sizes known."""
+"""What every request with a teacher needs before it becomes a job: blobs there, sizes known, inline images stored."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from punnet.v1 import catalogue_pb2, compression_pb2, options_pb2
+from punnet.v1 import catalogue_pb2, compression_pb2
 from server.blobs import BlobStore, missing_blob
 from server.job_spec import digests_of
 from server.request_check import check_blob_sizes
@@ -24,20 +25,18 @@ class IntakeRequests:
         request: compression_pb2.CompressRequest | catalogue_pb2.InspectTeacherRequest,
         spec: Mapping[str, Any],
     ) -> None:
-        """Store inline images, then find every blob that the spec names.
+        """Find the blobs that the request names, check their sizes, then store inline images.
 
         Raises:
             PunnetError: BLOB_MISSING, MODEL_TOO_LARGE, DISK_FULL.
         """
-        if request.images.WhichOneof("source") == "inline":
-            await self._blobs.in_thread(self._store_inline, tenant, request.images.inline)
-        wanted = digests_of(spec)
+        inline = {hashlib.sha256(image.data).hexdigest(): image.data for image in request.images.inline.images}
+        wanted = digests_of(spec) - set(inline)
         found = await asyncio.to_thread(self._blobs.find_all, tenant, wanted)
         missing = sorted(wanted - set(found))
         if missing:
             raise missing_blob(missing[0], len(missing))
-        check_blob_sizes(request.teacher, {sha256: size for sha256, (_, size) in found.items()})
-
-    def _store_inline(self, tenant: str, images: options_pb2.InlineImages) -> None:
-        for image in images.images:
-            self._blobs.put(tenant, image.data)
+        sizes = {sha256: len(data) for sha256, data in inline.items()}
+        check_blob_sizes(request.teacher, sizes | {sha256: size for sha256, (_, size) in found.items()})
+        if inline:
+            await self._blobs.in_thread(self._blobs.put_all, tenant, list(inline.values()))

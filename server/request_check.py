@@ -24,6 +24,7 @@ CLASS_NAMES = 100_000
 EXTERNAL_FILES = 1000
 LOCATION_CHARACTERS = 512
 IMAGES = 110_000
+INLINE_IMAGES = 1000  # each becomes a file
 TARS = 10_000
 CHANNELS = (1, 3)
 LEAST_CLASSES = 2
@@ -154,6 +155,9 @@ def _images_content(images: options_pb2.LabelledImages, source: str | None) -> N
         return
     if any(not row.data for row in images.inline.images):
         raise _violation("images.inline.images.data", "JPEG or PNG bytes", "no bytes")
+    if len(images.inline.images) > INLINE_IMAGES:
+        limit = f"at most {INLINE_IMAGES} images; upload them as blobs or as one tar"
+        raise _violation("images.inline.images", limit, len(images.inline.images))
     total = sum(len(row.data) for row in images.inline.images)
     if total > INLINE_BYTES:
         raise _violation("images.inline", f"at most {INLINE_BYTES} bytes together; upload them as blobs", total)

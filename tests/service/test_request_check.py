@@ -117,6 +117,23 @@ def test_images_of_one_class_are_refused() -> None:
     assert "'cat'" in refused.value.message
 
 
+def test_more_than_a_thousand_inline_images_are_refused() -> None:
+    wrong = request()
+    rows = [options_pb2.InlineImage(label=label, data=b"x") for label in ("cat", "dog")]
+    wrong.images.inline.images.extend(rows * 500)
+    check_compression(wrong, pool_needed=True)
+    wrong.images.inline.images.extend(rows[:1])
+    with pytest.raises(PunnetError) as refused:
+        check_compression(wrong, pool_needed=True)
+    details = refused.value.details
+    assert (refused.value.code, details["field"], details["value"]) == (
+        "REQUEST_INVALID",
+        "images.inline.images",
+        "1001",
+    )
+    assert "at most 1000 images" in details["limit"]
+
+
 def test_inline_images_above_two_mebibytes_are_refused() -> None:
     wrong = request()
     rows = [options_pb2.InlineImage(label=label, data=b"x" * (3 << 19)) for label in ("cat", "dog")]

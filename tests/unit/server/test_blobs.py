@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import google_crc32c
 import pytest
 
+from punnet.errors import PunnetError
 from server.blobs import BATCH_BYTES, BlobStore, Digest
+from server.disk_space import FREE_BYTES_KEPT
 from server.folders import DataFolder
 
 TENANT = "local"
@@ -154,3 +159,53 @@ def test_download_cancelled_while_its_file_opens_leaves_no_descriptor(
         assert descriptors() == before
 
     asyncio.run(scenario())
+
+
+def test_same_bytes_may_come_from_many_calls_at_once(store: BlobStore) -> None:
+    together = threading.Barrier(4)
+
+    def put(contents: list[bytes]) -> list[str]:
+        together.wait(10)
+        return store.put_all(TENANT, contents)
+
+    with ThreadPoolExecutor(4) as threads:
+        for turn in range(5):
+            contents = [bytes([turn, index]) for index in range(20)]
+            answers = list(threads.map(put, [contents] * 4))
+            assert answers == [[hashlib.sha256(data).hexdigest() for data in contents]] * 4
+            assert len(store.find_all(TENANT, answers[0])) == len(contents)
+
+
+def test_bytes_that_come_whole_leave_an_upload_of_the_same_blob_alone(store: BlobStore) -> None:
+    async def scenario() -> None:
+        async with store.upload(TENANT, DIGEST) as upload:
+            assert upload is not None
+            store.put_all(TENANT, [DATA])
+            assert upload.path.exists()
+
+    asyncio.run(scenario())
+
+
+def with_free_bytes(free: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+
+
+def test_bytes_that_come_whole_leave_the_kept_space_free(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_free_bytes(FREE_BYTES_KEPT + 5, monkeypatch)
+    with pytest.raises(PunnetError) as refused:
+        store.put_all(TENANT, [b"abc", b"def"])
+    assert (refused.value.code, refused.value.details["size"]) == ("DISK_FULL", "6")
+    store.put_all(TENANT, [b"abc", b"de", b"abc"])
+
+
+def test_disk_that_fills_up_leaves_no_half_of_bytes_that_came_whole(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(PunnetError) as refused:
+        asyncio.run(store.in_thread(store.put_all, TENANT, [b"abc"]))
+    assert refused.value.code == "DISK_FULL"
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

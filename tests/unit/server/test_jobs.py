@@ -11,6 +11,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from punnet.errors import PunnetError
 from server import job_table
 from server.blobs import BlobStore
 from server.folders import DataFolder
@@ -31,18 +34,19 @@ class Appliance:
         self.store = Store(self.data.database)
         self.blobs = BlobStore(self.data)
         self.watch = Watch(self.store)
-        execution = StageExecution(self.store, self.data, LocalRunner(term_seconds=0.2), self.watch)
+        self.execution = StageExecution(self.store, self.data, LocalRunner(term_seconds=0.2), self.watch)
         self.engine = JobEngine(
             store=self.store,
             data=self.data,
             blobs=self.blobs,
-            execution=execution,
+            execution=self.execution,
             watch=self.watch,
             slots=Slots(queued=queued),
         )
 
     async def ingest(self, name: str, content: bytes = b"no tar", request_id: str = "") -> job_table.JobRow:
-        spec = {"name": name, "tars": [{"sha256": self.blobs.put(TENANT, content)}]}
+        (sha256,) = self.blobs.put_all(TENANT, [content])
+        spec = {"name": name, "tars": [{"sha256": sha256}]}
         return await self.engine.submit(TENANT, "ingest", spec, request_id)
 
     def folders(self) -> list[str]:
@@ -95,6 +99,11 @@ async def holds(condition: Callable[[], Any]) -> None:
         await asyncio.sleep(0.01)
 
 
+def holding(folder: Path, content: bytes) -> list[Path]:
+    """Files below a folder that hold these bytes."""
+    return [path for path in folder.rglob("*") if path.is_file() and content in path.read_bytes()]
+
+
 async def client_goes_away(call: asyncio.Task[Any]) -> None:
     call.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -126,5 +135,99 @@ def test_running_job_is_told_to_stop_though_its_canceller_went_away(tmp_path: Pa
             await asyncio.sleep(0.05)
             await client_goes_away(call)
         assert (await appliance.ended(job.id)).state == "CANCELLED"
+
+    on_appliance(tmp_path, test)
+
+
+def test_slot_outlives_a_database_that_fails_for_a_while(tmp_path: Path) -> None:
+    async def test(appliance: Appliance) -> None:
+        job = await appliance.ingest("web")
+        await appliance.store.write(lambda db: db.execute("ALTER TABLE job RENAME TO away"))
+        appliance.engine.start()
+        await asyncio.sleep(0)
+        await appliance.store.write(lambda db: db.execute("ALTER TABLE away RENAME TO job"))  # both slots have asked
+        assert (await appliance.ended(job.id)).state == "FAILED"
+
+    on_appliance(tmp_path, test)
+
+
+def test_refused_job_leaves_no_folder(tmp_path: Path) -> None:
+    async def test(appliance: Appliance) -> None:
+        job = await appliance.ingest("web", request_id="r")
+        for code, name, request_id in (("POOL_EXISTS", "web", ""), ("REQUEST_ID_REUSED", "b", "r"), ("QUOTA", "c", "")):
+            with pytest.raises(PunnetError) as refused:
+                await appliance.ingest(name, request_id=request_id)
+            assert refused.value.code == code
+        assert (await appliance.ingest("web", request_id="r")).id == job.id
+        assert appliance.folders() == [job.id]
+
+    on_appliance(tmp_path, test, queued=1)
+
+
+def test_job_that_is_cancelled_while_it_waits_leaves_no_folder(tmp_path: Path) -> None:
+    async def test(appliance: Appliance) -> None:
+        job = await appliance.ingest("web")
+        assert (await appliance.engine.cancel(TENANT, job.id)).state == "CANCELLED"
+        assert appliance.folders() == []
+
+    on_appliance(tmp_path, test)
+
+
+def test_start_sweeps_folders_of_jobs_that_will_not_run(tmp_path: Path) -> None:
+    async def test(appliance: Appliance) -> None:
+        waiting, stopping = await appliance.ingest("a"), await appliance.ingest("b")
+        for state, job in (("QUEUED", waiting), ("CANCELLING", stopping)):
+            await appliance.store.write(lambda db, *values: db.execute("UPDATE job SET state=? WHERE id=?", values),
+                                        state, job.id)  # fmt: skip
+        (tmp_path / "jobs" / TENANT / "never-written-down").mkdir()
+        await appliance.engine.recover()
+        assert appliance.folders() == [waiting.id]
+
+    on_appliance(tmp_path, test)
+
+
+def test_deleted_job_leaves_no_byte_of_its_files(tmp_path: Path) -> None:
+    secret = b"my teacher" * 50
+
+    async def test(appliance: Appliance) -> None:
+        job = await appliance.ingest("web", secret)
+        appliance.engine.start()
+        assert (await appliance.ended(job.id)).state == "FAILED"
+        assert holding(tmp_path, secret)
+        await holds(appliance.engine.idle)
+        await appliance.engine.delete(TENANT, job.id)
+        assert holding(tmp_path, secret) == []
+        assert list((tmp_path / "stages" / TENANT).iterdir()) == []
+
+    on_appliance(tmp_path, test)
+
+
+def test_blob_that_a_waiting_job_needs_outlives_the_deletion_of_another(tmp_path: Path) -> None:
+    async def test(appliance: Appliance) -> None:
+        cancelled, waiting = await appliance.ingest("a"), await appliance.ingest("b")
+        await appliance.engine.cancel(TENANT, cancelled.id)
+        await appliance.engine.delete(TENANT, cancelled.id)
+        assert len(holding(tmp_path / "blobs", b"no tar")) == 1
+        await appliance.engine.cancel(TENANT, waiting.id)
+        await appliance.engine.delete(TENANT, waiting.id)
+        assert holding(tmp_path / "blobs", b"no tar") == []
+
+    on_appliance(tmp_path, test)
+
+
+def test_stage_that_a_job_has_come_to_use_is_not_discarded(tmp_path: Path) -> None:
+    async def test(appliance: Appliance) -> None:
+        job = await appliance.ingest("web")
+        claimed = await appliance.store.write(job_table.claim, ("ingest",))
+        assert claimed is not None
+        folder = appliance.data.stage(TENANT, "key")
+        folder.mkdir(parents=True)
+        run = job_table.StageRun(name="ingest", attempt=1, state="REUSED", key="key")
+        await appliance.store.write(job_table.put_run, claimed[0], run)
+        await appliance.execution.discard(TENANT, "key")
+        assert folder.is_dir()
+        assert await appliance.store.write(job_table.delete_job, TENANT, job.id) == ["key"]
+        await appliance.execution.discard(TENANT, "key")
+        assert not folder.exists()
 
     on_appliance(tmp_path, test)
