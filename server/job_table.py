@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from server.store import now_microseconds
 
 ACTIVE = ("QUEUED", "RUNNING", "CANCELLING")
 FINAL = ("SUCCEEDED", "FAILED", "CANCELLED")
+JOB_COLUMNS = "tenant, id, kind, request_id, request_hash, state, created, started, ended, epoch, error"
 ALIVE_RUN, LOST_RUN, CRASHED_RUN = "RUNNING", "LOST", "CRASHED"
 
 
@@ -74,13 +75,13 @@ class JobRow:
     kind: str
     request_id: str
     request_hash: str
-    spec: Mapping[str, Any]
     state: str
     created: int
     started: int | None
     ended: int | None
     epoch: int
     error: Mapping[str, Any] | None
+    spec: Mapping[str, Any] = field(default_factory=dict)  # of a claimed job only: it can have megabytes
     runs: tuple[StageRun, ...] = ()
     artifacts: tuple[ArtifactRow, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -136,13 +137,13 @@ def events_after(db: sqlite3.Connection, tenant: str, job_id: str, seq: int, lim
 
 def job_by_id(db: sqlite3.Connection, tenant: str, job_id: str) -> JobRow | None:
     """A job with its runs, artifacts and warnings."""
-    row = db.execute("SELECT * FROM job WHERE tenant=? AND id=?", (tenant, job_id)).fetchone()
+    row = db.execute(f"SELECT {JOB_COLUMNS} FROM job WHERE tenant=? AND id=?", (tenant, job_id)).fetchone()
     return _job(db, row) if row else None
 
 
 def job_by_request(db: sqlite3.Connection, tenant: str, request_id: str) -> JobRow | None:
     """The job that a request id made."""
-    row = db.execute("SELECT * FROM job WHERE tenant=? AND request_id=?", (tenant, request_id)).fetchone()
+    row = db.execute(f"SELECT {JOB_COLUMNS} FROM job WHERE tenant=? AND request_id=?", (tenant, request_id)).fetchone()
     return _job(db, row) if row else None
 
 
@@ -150,7 +151,8 @@ def jobs_before(db: sqlite3.Connection, tenant: str, before: tuple[int, str] | N
     """Jobs that are older than the given (created, id), newest first."""
     created, job_id = before or (2**62, "")
     rows = db.execute(
-        "SELECT * FROM job WHERE tenant=? AND (created, id) < (?, ?) ORDER BY created DESC, id DESC LIMIT ?",
+        f"SELECT {JOB_COLUMNS} FROM job WHERE tenant=? AND (created, id) < (?, ?)"
+        " ORDER BY created DESC, id DESC LIMIT ?",
         (tenant, created, job_id, limit),
     ).fetchall()
     return [_job(db, row) for row in rows]
@@ -159,8 +161,24 @@ def jobs_before(db: sqlite3.Connection, tenant: str, before: tuple[int, str] | N
 def jobs_in_state(db: sqlite3.Connection, states: Sequence[str]) -> list[JobRow]:
     """Jobs of every tenant in these states, oldest first."""
     marks = ",".join("?" * len(states))
-    rows = db.execute(f"SELECT * FROM job WHERE state IN ({marks}) ORDER BY created, id", tuple(states)).fetchall()
+    rows = db.execute(
+        f"SELECT {JOB_COLUMNS} FROM job WHERE state IN ({marks}) ORDER BY created, id", tuple(states)
+    ).fetchall()
     return [_job(db, row) for row in rows]
+
+
+def active_ids(db: sqlite3.Connection) -> set[tuple[str, str]]:
+    """Tenant and id of every job that has not ended."""
+    marks = ",".join("?" * len(ACTIVE))
+    rows = db.execute(f"SELECT tenant, id FROM job WHERE state IN ({marks})", ACTIVE)
+    return {(row["tenant"], row["id"]) for row in rows}
+
+
+def spec_of(db: sqlite3.Connection, tenant: str, job_id: str) -> dict[str, Any]:
+    """What a job was asked to do; empty where there is no such job."""
+    row = db.execute("SELECT spec FROM job WHERE tenant=? AND id=?", (tenant, job_id)).fetchone()
+    spec: dict[str, Any] = json.loads(row["spec"]) if row else {}
+    return spec
 
 
 def count_in_state(db: sqlite3.Connection, tenant: str, states: Sequence[str]) -> int:
@@ -177,12 +195,13 @@ def claim(db: sqlite3.Connection, kinds: Sequence[str]) -> tuple[JobRow, list[Ev
     marks = ",".join("?" * len(kinds))
     row = db.execute(
         "UPDATE job SET state='RUNNING', epoch=epoch+1, started=coalesce(started, ?) WHERE rowid=("
-        f"SELECT rowid FROM job WHERE state='QUEUED' AND kind IN ({marks}) ORDER BY created, id LIMIT 1) RETURNING *",
+        f"SELECT rowid FROM job WHERE state='QUEUED' AND kind IN ({marks}) ORDER BY created, id LIMIT 1)"
+        f" RETURNING {JOB_COLUMNS}, spec",
         (now_microseconds(), *kinds),
     ).fetchall()
     if not row:
         return None
-    job = _job(db, row[0])
+    job = replace(_job(db, row[0]), spec=json.loads(row[0]["spec"]))
     return job, [add_event(db, job.tenant, job.id, "state", {"state": "RUNNING"})]
 
 
@@ -271,6 +290,11 @@ def key_finished(db: sqlite3.Connection, tenant: str, key: str) -> bool:
     return row is not None
 
 
+def key_used(db: sqlite3.Connection, tenant: str, key: str) -> bool:
+    """Whether a job has a run with this key, in whatever state."""
+    return db.execute("SELECT 1 FROM stage_run WHERE tenant=? AND key=?", (tenant, key)).fetchone() is not None
+
+
 def delete_job(db: sqlite3.Connection, tenant: str, job_id: str) -> list[str]:
     """Remove a final job and all that hangs on it; returns the keys of stages that no other job uses."""
     keys = {run.key for run in _runs(db, tenant, job_id)}
@@ -305,7 +329,6 @@ def _job(db: sqlite3.Connection, row: sqlite3.Row) -> JobRow:
             k: row[k] for k in ("tenant", "id", "kind", "request_hash", "state", "created", "started", "ended", "epoch")
         },
         request_id=row["request_id"] or "",
-        spec=json.loads(row["spec"]),
         error=json.loads(row["error"]) if row["error"] else None,
         runs=tuple(_runs(db, *where)),
         artifacts=tuple(_artifact(a) for a in artifacts),

@@ -44,6 +44,23 @@ def test_oldest_queued_job_of_the_kind_is_claimed_once(store: Store) -> None:
     assert write(store, job_table.claim, ("compress",)) is None
 
 
+def test_spec_is_read_with_the_claim_only(store: Store) -> None:
+    spec = {"images": {"files": [{"label": "cat", "image": {"sha256": "0" * 64}}] * 1000}}
+    new_job(store, "a", spec=spec, request_id="r")
+    assert claimed(store).spec == spec
+    assert write(store, job_table.spec_of, "local", "a") == spec
+    assert write(store, job_table.job_by_id, "local", "a").spec == {}
+    assert write(store, job_table.jobs_before, "local", None, 1)[0].spec == {}
+
+
+def test_active_jobs_are_those_that_have_not_ended(store: Store) -> None:
+    for job_id in ("a", "b", "c"):
+        new_job(store, job_id)
+    write(store, job_table.finish, claimed(store), "FAILED", None, ())
+    claimed(store)
+    assert write(store, job_table.active_ids) == {("local", "b"), ("local", "c")}
+
+
 def test_events_are_numbered_without_gaps_in_each_job(store: Store) -> None:
     new_job(store, "a")
     new_job(store, "b")
