@@ -23,9 +23,10 @@ from punnet.errors import make_error
 from server import job_table, pool_table, publishing
 from server.blobs import BlobStore
 from server.folders import DataFolder, remove_tree
-from server.job_spec import located, readable_paths
+from server.job_spec import digests_of, located, readable_paths
 from server.job_table import FINAL, ArtifactRow, Event, JobRow, NewJob
 from server.processes import kill_marked, kill_orphan
+from server.removal import remove_unpinned_blobs, sweep_job_folders
 from server.stage_execution import Finished, JobContext, StageExecution, StageFailed, StageStopped
 from server.store import Store
 from server.uninterrupted import all_ended, uninterrupted
@@ -77,6 +78,8 @@ class JobEngine:
         self._running: dict[tuple[str, str], _Running] = {}
         self._queued = asyncio.Condition()
         self._workers: list[asyncio.Task[None]] = []
+        self._cancelling: set[tuple[str, str]] = set()  # claimed, and cancelled before its worker could note it
+        self._pinning = asyncio.Lock()  # a blob is not removed while a job begins to need it
         self._submissions = 0
         self._stopping = False
 
@@ -89,6 +92,8 @@ class JobEngine:
                     killed += [run.pid] if kill_orphan(run.pid, run.pid_start) else []
             events = await self._store.write(job_table.requeue, job)
             log.info("job recovered", extra={"job": job.id, "state": events[-1].body if events else None})
+        active = await self._store.read(job_table.active_ids)
+        await asyncio.to_thread(sweep_job_folders, self._data, active)
         if killed:
             log.warning("orphans killed", extra={"pids": killed})
 
@@ -119,7 +124,8 @@ class JobEngine:
         folder = self._data.job(new.tenant, new.id)
         kept = False
         try:
-            await asyncio.to_thread(self._blobs.pin, new.tenant, new.spec, folder)
+            async with self._pinning:
+                await asyncio.to_thread(self._blobs.pin, new.tenant, new.spec, folder)
             job, events = await self._store.write(_accept, new, self._slots.queued)
             kept = job.id == new.id
         finally:
@@ -148,6 +154,10 @@ class JobEngine:
         if running:
             running.cancelled = True
             running.stop.set()
+        elif events and events[-1].body["state"] == "CANCELLING":
+            self._cancelling.add((tenant, job_id))
+        elif events:
+            await asyncio.to_thread(remove_tree, self._data.job(tenant, job_id))
         await self._watch.publish((tenant, job_id), events)
 
     async def delete(self, tenant: str, job_id: str) -> None:
@@ -161,9 +171,15 @@ class JobEngine:
             raise make_error(
                 "JOB_NOT_FINISHED", f"Job {job_id} is {job.state}.", "Cancel it first.", {"state": job.state}
             )
+        await uninterrupted(self._delete(tenant, job_id))
+
+    async def _delete(self, tenant: str, job_id: str) -> None:
+        spec = await self._store.read(job_table.spec_of, tenant, job_id)
         for key in await self._store.write(job_table.delete_job, tenant, job_id):
-            await asyncio.to_thread(remove_tree, self._data.stage(tenant, key))
-        await asyncio.to_thread(remove_tree, self._data.job(tenant, job_id))
+            await self._execution.discard(tenant, key)
+        async with self._pinning:
+            await asyncio.to_thread(remove_tree, self._data.job(tenant, job_id))
+            await asyncio.to_thread(remove_unpinned_blobs, self._blobs, tenant, digests_of(spec))
 
     async def shutdown(self) -> None:
         """End the running stages; their jobs go on after the next start."""
@@ -182,23 +198,27 @@ class JobEngine:
     async def _work(self, kinds: Sequence[str]) -> None:
         while not self._stopping:
             seen = self._submissions
-            claimed = await self._store.write(job_table.claim, kinds)
+            try:
+                claimed = await self._store.write(job_table.claim, kinds)
+            except sqlite3.Error:
+                log.exception("no job can be claimed", extra={"kinds": list(kinds)})
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
             if claimed is None:
                 async with self._queued:
                     await self._queued.wait_for(lambda: self._submissions != seen)  # noqa: B023
                 continue
             job, events = claimed
-            running = self._running[job.tenant, job.id] = _Running(stop=asyncio.Event())
-            # A cancellation between the claim and this line found nothing to stop.
-            current = await self._store.read(job_table.job_by_id, job.tenant, job.id)
-            if self._stopping or (current and current.state == "CANCELLING"):
-                running.cancelled = bool(current and current.state == "CANCELLING")
+            key = job.tenant, job.id
+            running = self._running[key] = _Running(stop=asyncio.Event(), cancelled=key in self._cancelling)
+            self._cancelling.discard(key)
+            if self._stopping or running.cancelled:
                 running.stop.set()
             try:
-                await self._watch.publish((job.tenant, job.id), events)
+                await self._watch.publish(key, events)
                 await self._finish(job, running)
             finally:
-                del self._running[job.tenant, job.id]
+                del self._running[key]
 
     async def _finish(self, job: JobRow, running: _Running) -> None:
         """Run a claimed job to a final state; a job that the server's end interrupts stays as it is."""
@@ -217,7 +237,10 @@ class JobEngine:
         except Exception as defect:  # noqa: BLE001 - a defect in one job must not take its slot away from all others
             state, error = "FAILED", _unexpected(job, defect)
         events = await self._note_end(job, state, error, artifacts)
-        await asyncio.to_thread(remove_tree, self._data.job(job.tenant, job.id))
+        try:
+            await asyncio.to_thread(remove_tree, self._data.job(job.tenant, job.id))
+        except OSError:  # the next start sweeps it
+            log.exception("a job's folder can't be removed", extra={"job": job.id})
         await self._watch.publish((job.tenant, job.id), events)
         log.info("job ended", extra={"job": job.id, "state": state, "code": error["code"] if error else None})
 
@@ -228,7 +251,7 @@ class JobEngine:
         while True:
             try:
                 return await self._store.write(job_table.finish, job, state, error, artifacts)
-            except sqlite3.OperationalError:
+            except sqlite3.Error:
                 log.exception("a job's end can't be written", extra={"job": job.id})
                 if self._stopping:
                     return []
