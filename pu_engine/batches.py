@@ -38,11 +38,11 @@ class Batch:
 
 
 def load_part(folder: Path, name: str, *, labelled: bool) -> Part:
-    """A part of a training set by the names that gathering gives its files; images stay on disk."""
+    """A part of a training set by the names that gathering gives its files; images and targets stay on disk."""
     labels = np.load(folder / f"{name}.labels.npy") if labelled else np.zeros(0, np.int64)
     return Part(
         images=np.load(folder / f"{name}.images.npy", mmap_mode="r"),
-        targets=np.load(folder / f"{name}.targets.npy"),
+        targets=np.load(folder / f"{name}.targets.npy", mmap_mode="r"),
         labels=labels,
     )
 

@@ -21,6 +21,7 @@ from pu_engine.class_weights import (
 from pu_engine.types import DistillationOptions
 
 CLASS_LOSS_DECAY = 0.9
+CHUNK_ROWS = 4096  # of targets: with 1,000 classes 33 MB in float64
 BALLS = {"chi2": worst_case_chi2, "kl": worst_case_kl}
 DEFAULT_RADIUS = {"none": 0.0, "paper": 0.1, "chi2": 0.05, "kl": 0.05}
 
@@ -52,8 +53,7 @@ def class_weighting(labelled: Part, picked: Part, options: DistillationOptions, 
         shares = options.labelled_share * shares + (1.0 - options.labelled_share) * _argmax_shares(picked)
     static = torch.ones(1, classes)
     if rule == "paper":
-        targets = torch.from_numpy(np.concatenate([labelled.targets[:, 0], picked.targets[:, 0]]))
-        weights = paper_weights(F.softmax(targets.double(), dim=1).sum(dim=0).numpy())
+        weights = paper_weights(_soft_counts(labelled) + _soft_counts(picked))
         noise = np.random.default_rng(derived_seed(seed, NOISE_STREAM)).random((classes,))
         static = torch.from_numpy(np.stack([weights, one_sided_perturbation(weights, noise, radius)])).float()
     return ClassWeighting(rule=rule, radius=radius, shares=shares, static=static)
@@ -72,6 +72,15 @@ def running_class_loss(before: Tensor, rows: Tensor, classes: Tensor, *, first: 
     counts = torch.bincount(classes, minlength=len(before))
     means = torch.bincount(classes, weights=rows, minlength=len(before)) / counts.clamp_min(1)
     return torch.where(counts > 0, CLASS_LOSS_DECAY * before + (1.0 - CLASS_LOSS_DECAY) * means, before)
+
+
+def _soft_counts(part: Part) -> NDArray[np.float64]:
+    """Sum of the teacher's probabilities over the images, [K]."""
+    counts = torch.zeros(part.targets.shape[2], dtype=torch.float64)
+    for start in range(0, len(part), CHUNK_ROWS):
+        rows = torch.from_numpy(part.targets[start : start + CHUNK_ROWS, 0].astype(np.float64))
+        counts += F.softmax(rows, dim=1).sum(dim=0)
+    return np.asarray(counts.numpy(), dtype=np.float64)
 
 
 def _argmax_shares(part: Part) -> NDArray[np.float64]:

@@ -28,6 +28,7 @@ from pu_engine.types import GatheringInputs, LabelledEntry, LabelledImages, Scor
 
 PARITY_IMAGES = 256
 BATCH_IMAGES = 64
+CHUNK_ROWS = 512  # of targets: with 10,000 classes 40 MB
 
 
 def run(inputs: GatheringInputs, out: Path, progress: Progress) -> TrainingSet:
@@ -49,7 +50,7 @@ def run(inputs: GatheringInputs, out: Path, progress: Progress) -> TrainingSet:
 
     for part, rows in (("picked", picked), ("parity", parity)):
         writer.write(part, rows.size, (data for _, data in pool.read(rows)))
-        np.save(out / f"{part}.targets.npy", _pool_logits(scoring, pool, rows, teacher.classes))
+        _write_targets(out, part, (rows.size, teacher.classes), _pool_logits(scoring, pool, rows))
     write_atomic(out / "picked.keys.json", json.dumps([pool.keys[row] for row in picked], indent=0).encode())
 
     logits = np.load(logits_path(scoring, LABELLED), mmap_mode="r")
@@ -58,7 +59,7 @@ def run(inputs: GatheringInputs, out: Path, progress: Progress) -> TrainingSet:
     for part, held_out in (("labelled", False), ("held_out", True)):
         kept = np.array([i for i, entry in enumerate(entries) if entry.held_out == held_out], np.int64)
         writer.write(part, kept.size, _labelled_data(inputs.images, entries, held_out))
-        np.save(out / f"{part}.targets.npy", np.asarray(logits[kept]))
+        _write_targets(out, part, (kept.size, teacher.classes), _in_chunks(logits, kept))
         np.save(out / f"{part}.labels.npy", np.array([entries[i].index for i in kept], np.int64))
     held_out_count = sum(entry.held_out for entry in entries)
     return TrainingSet(
@@ -131,17 +132,28 @@ def _picked_rows(path: Path, pool: PoolReader) -> NDArray[np.int64]:
     return np.flatnonzero(table["picked"].to_numpy()).astype(np.int64)
 
 
-def _pool_logits(scoring: Path, pool: PoolReader, rows: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
-    """The teacher's logits [n, 2, K] of ascending pool rows."""
+def _write_targets(out: Path, part: str, shape: tuple[int, int], chunks: Iterator[NDArray[np.float32]]) -> None:
+    """Write `<part>.targets.npy` from chunks [n, 2, K]; `shape` is all rows and K."""
+    rows, classes = shape
+    with ArrayWriter(out / f"{part}.targets.npy", (rows, 2, classes), np.float32) as file:
+        for chunk in chunks:
+            file.append(chunk)
+
+
+def _pool_logits(scoring: Path, pool: PoolReader, rows: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
+    """The teacher's logits of ascending pool rows, in chunks [n, 2, K]."""
     if load(Scores, scoring).images != pool.pool.images:
         raise _mismatch("the scores are of another pool")
-    found = [np.empty((0, 2, classes), np.float32)]
     for shard in pool.pool.shards:
         span = pool.rows(shard.name)
         inside = rows[(rows >= span.start) & (rows < span.stop)]
         if inside.size:
-            found.append(np.load(logits_path(scoring, shard.name), mmap_mode="r")[inside - span.start])
-    return np.concatenate(found)
+            yield from _in_chunks(np.load(logits_path(scoring, shard.name), mmap_mode="r"), inside - span.start)
+
+
+def _in_chunks(array: NDArray[np.float32], rows: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
+    for start in range(0, rows.size, CHUNK_ROWS):
+        yield array[rows[start : start + CHUNK_ROWS]]
 
 
 def _mismatch(message: str) -> EngineError:

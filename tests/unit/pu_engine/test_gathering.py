@@ -99,6 +99,17 @@ def test_picked_images_come_with_their_own_targets_and_keys(
     assert json.loads((tmp_path / "picked.keys.json").read_text()) == ["002", "003", "150", "299"]
 
 
+def test_targets_are_the_same_in_chunks_of_any_size(
+    tmp_path: Path, inputs: GatheringInputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathered(inputs, tmp_path / "whole")
+    monkeypatch.setattr(gathering, "CHUNK_ROWS", 2)
+    gathered(inputs, tmp_path / "chunks")
+    for part in ("labelled", "picked", "held_out", "parity"):
+        written = [(tmp_path / name / f"{part}.targets.npy").read_bytes() for name in ("whole", "chunks")]
+        assert written[0] == written[1]
+
+
 def test_labelled_images_are_split_as_intake_said(tmp_path: Path, inputs: GatheringInputs, make_jpeg: MakeJpeg) -> None:
     gathered(inputs, tmp_path)
     logits = np.load(Path(inputs.scoring.path) / "labelled.logits.npy")

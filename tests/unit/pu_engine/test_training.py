@@ -236,6 +236,20 @@ def test_paper_weights_favour_the_rare_class_and_their_noise_only_adds() -> None
     assert ((noisy - plain) <= 0.1).all()
 
 
+def test_paper_weights_count_all_images_in_chunks_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = DistillationOptions(class_weights="paper")
+    whole = class_weighting(part(9, labelled=True), part(30), options, seed=0)
+    monkeypatch.setattr("pu_engine.class_weighting.CHUNK_ROWS", 4)
+    chunks = class_weighting(part(9, labelled=True), part(30), options, seed=0)
+    assert torch.allclose(whole.static, chunks.static, rtol=1e-6)
+
+
+def test_images_and_targets_of_a_part_stay_on_the_disk(task: Task) -> None:
+    for own in (task.labelled, task.picked, task.held_out):
+        assert isinstance(own.images, np.memmap)
+        assert isinstance(own.targets, np.memmap)
+
+
 def test_repeatable_restores_what_was_set() -> None:
     before = torch.get_num_threads()
     with training.repeatable(before + 1):
