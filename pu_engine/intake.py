@@ -166,11 +166,21 @@ def _warnings(
 
 
 def _class_names(order: ClassOrder, stated: Sequence[str], classes: int) -> tuple[str, ...]:
-    names = [str(index) for index in range(classes)]
-    for index, name in enumerate(stated):
-        names[index + order.offset] = name
-    for name, index in order.index.items():
-        names[index] = name
+    """A name for each output: stated, else its label, else its number counted as the labels are.
+
+    Raises:
+        EngineError: LABELS_UNMAPPABLE where two outputs would have one name.
+    """
+    known = {index + order.offset: name for index, name in enumerate(stated)}
+    known |= {index: name for name, index in order.index.items()}
+    taken = set(known.values())
+    names = []
+    for index in range(classes):
+        number = "background" if index < order.offset else str(index - order.offset)
+        names.append(known.get(index, f"output {index}" if number in taken else number))
+    if len(set(names)) < classes:
+        twice = next(name for name in names if names.count(name) > 1)
+        raise labels.unmappable(f"Two of the teacher's outputs would be named {twice!r}.", name=twice)
     return tuple(names)
 
 

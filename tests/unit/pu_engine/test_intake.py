@@ -19,6 +19,7 @@ from PIL import Image
 
 from pu_engine import intake
 from pu_engine.errors import EngineError
+from pu_engine.labels import ClassOrder
 from pu_engine.progress import SilentProgress
 from pu_engine.results import file_sha256
 from pu_engine.types import File, IntakeInputs, LabelledImages, StatedPreprocessing, Teacher
@@ -190,6 +191,27 @@ def test_background_class_shifts_the_order(tmp_path: Path) -> None:
     teacher, _, _ = take_in(tmp_path, teacher_bytes(edit=background), EVENLY)
     assert teacher.class_order == {"amber": 1, "blue": 2, "green": 3}
     assert not any("no labelled image" in text for text in teacher.warnings)
+
+
+@pytest.mark.parametrize(
+    ("index", "offset", "names"),
+    [
+        ({"1": 0, "2": 1, "4": 3}, -1, ("1", "2", "3", "4")),
+        ({"0": 1, "2": 3}, 1, ("background", "0", "1", "2")),
+        ({"2": 0, "cat": 1}, 0, ("2", "cat", "output 2", "3")),
+    ],
+)
+def test_outputs_without_labels_are_numbered_as_the_labels_are(
+    index: dict[str, int], offset: int, names: tuple[str, ...]
+) -> None:
+    assert intake._class_names(ClassOrder(source="integers", index=index, offset=offset), (), 4) == names
+
+
+def test_no_two_outputs_have_one_name() -> None:
+    order = ClassOrder(source="assigned", index={"2": 0, "output 2": 1})
+    with pytest.raises(EngineError) as caught:
+        intake._class_names(order, (), 3)
+    assert caught.value.code == "LABELS_UNMAPPABLE"
 
 
 def test_statement_narrows_the_hypotheses(tmp_path: Path) -> None:
