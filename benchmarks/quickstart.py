@@ -15,7 +15,6 @@ import json
 import tarfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,17 +77,15 @@ def main() -> None:
         steps=options.steps, work=options.work,
     )  # fmt: skip
 
-    # A private server leaves half of the cores free: the third student trains beside the first.
-    with ThreadPoolExecutor(1) as beside, Client(data=options.work / "data") as client:
-        third = beside.submit(
-            train_labelled_only, task.teacher, task.images, options.data / "pool", task.work / "labelled-only",
-            student=STUDENT, steps=task.steps, batch_size=BATCH, seed=SEED,
-        )  # fmt: skip
+    with Client(data=options.work / "data") as client:
         if POOL not in [pool.name for pool in client.pools()]:
             client.create_pool(POOL, sorted((options.data / "pool").glob("*.tar"))).wait()
         default, report = run_arm(client, "default", task)
         random, _ = run_arm(client, "random", task, score="random", picks=default.picked)
-        student = third.result()
+    student = train_labelled_only(
+        task.teacher, task.images, options.data / "pool", task.work / "labelled-only",
+        student=STUDENT, steps=task.steps, batch_size=BATCH, seed=SEED,
+    )  # fmt: skip
     found = answers(student.onnx, test_images, student.preprocessing, STUDENT_OUTPUT)
     labelled = Arm(
         name="labelled only", how="engine in this process", accuracy=share_right(found, test_labels, report), picked=0
