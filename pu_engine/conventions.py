@@ -267,11 +267,16 @@ def ties(trials: Sequence[Trial]) -> list[Trial]:
     return tied
 
 
-def check_above_chance(scores: Scores, order: ClassOrder, labels: Sequence[str], rows: Sequence[Hypothesis]) -> None:
+def check_above_chance(
+    scores: Scores, order: ClassOrder, labels: Sequence[str], rows: Sequence[Hypothesis]
+) -> tuple[str, ...]:
     """Refuse a best hypothesis whose predictions might have nothing to do with the labels.
 
     Chance is the agreement of independent labels and predictions (Cohen 1960): a constant guess never beats it. An
     assigned order is tested on images that it was not fitted to, as a fitted one is right on some of any noise.
+
+    Returns:
+        A warning where all images are right, but so few that chance could do it: they can't say more.
 
     Raises:
         EngineError: TEACHER_CONVENTION_UNKNOWN with the table of hypotheses.
@@ -281,7 +286,9 @@ def check_above_chance(scores: Scores, order: ClassOrder, labels: Sequence[str],
     shares = [np.bincount(values, minlength=scores.shape[1]) / len(labels) for values in (index, predicted)]
     chance = float(shares[0] @ shares[1])
     if wilson_interval(right / len(labels), len(labels), CHANCE_Z)[0] > chance:
-        return
+        return ()
+    if right == len(labels):
+        return (f"The teacher is right on all of {right} labelled images; that few could be chance. Give more images.",)
     raise EngineError(
         "TEACHER_CONVENTION_UNKNOWN",
         f"Under the best of {len(rows)} preprocessings the teacher is right on {right} of {len(labels)} labelled "

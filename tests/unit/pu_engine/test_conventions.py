@@ -204,6 +204,16 @@ def test_accuracy_of_a_fitted_order_is_that_on_other_images() -> None:
     assert conventions.table([trial], labels)[0].accuracy < accuracy(scores, trial.order, labels)
 
 
+def test_few_images_that_are_all_right_are_a_warning() -> None:
+    labels = ["dark", "light"] * 3
+    scores = np.array([[1.0, 0.0], [0.0, 1.0]] * 3)
+    (warning,) = conventions.check_above_chance(scores, ORDER, labels, [])
+    assert "all of 6 labelled images" in warning
+    assert conventions.check_above_chance(np.tile(scores, (5, 1)), ORDER, labels * 5, []) == ()
+    with pytest.raises(EngineError):
+        conventions.check_above_chance(np.roll(scores, 1, axis=0), ORDER, labels, [])
+
+
 def test_constant_guess_is_chance_and_a_few_right_images_of_a_small_class_are_not() -> None:
     labels = ["dark"] * 18 + ["light"] * 3
     constant = np.tile([1.0, 0.0], (21, 1))
