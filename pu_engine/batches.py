@@ -48,8 +48,11 @@ def load_part(folder: Path, name: str, *, labelled: bool) -> Part:
 
 
 def labelled_rows(batch_size: int, share: float, labelled: int, picked: int) -> int:
-    """How many of a batch's images are labelled ones; all where nothing was picked."""
-    if not picked:
+    """How many of a batch's images are labelled ones; all where nothing was picked or the share is 1.
+
+    A share between 0 and 1 leaves at least one image of each kind.
+    """
+    if not picked or (labelled and share == 1.0):
         return batch_size
     if not labelled or not share:
         return 0

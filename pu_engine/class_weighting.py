@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pu_engine.batches import NOISE_STREAM, Part, derived_seed
+from pu_engine.batches import NOISE_STREAM, Part, derived_seed, labelled_rows
 from pu_engine.class_weights import (
     one_sided_perturbation,
     paper_weights,
@@ -32,7 +32,7 @@ class ClassWeighting:
 
     rule: str  # none | paper | chi2 | kl
     radius: float
-    shares: NDArray[np.float64]  # [K], of each class in a batch, by the teacher's argmax
+    shares: NDArray[np.float64]  # [K], of each class in a batch, by the teacher's argmax on image or mirror
     static: Tensor  # float32 [M, K]: weights that don't change; the row of larger loss counts
 
     def weigh(self, classes: Tensor, class_loss: Tensor) -> Tensor:
@@ -48,9 +48,9 @@ def class_weighting(labelled: Part, picked: Part, options: DistillationOptions, 
     rule = options.class_weights
     radius = DEFAULT_RADIUS[rule] if options.radius is None else options.radius
     classes = int(labelled.targets.shape[2])
-    shares = _argmax_shares(labelled)
-    if len(picked):
-        shares = options.labelled_share * shares + (1.0 - options.labelled_share) * _argmax_shares(picked)
+    rows = labelled_rows(options.batch_size, options.labelled_share, len(labelled), len(picked))
+    share = rows / options.batch_size
+    shares = share * _argmax_shares(labelled) + (1.0 - share) * _argmax_shares(picked)
     static = torch.ones(1, classes)
     if rule == "paper":
         weights = paper_weights(_soft_counts(labelled) + _soft_counts(picked))
@@ -84,5 +84,6 @@ def _soft_counts(part: Part) -> NDArray[np.float64]:
 
 
 def _argmax_shares(part: Part) -> NDArray[np.float64]:
-    counts = np.bincount(part.targets[:, 0].argmax(axis=1), minlength=part.targets.shape[2])
-    return np.asarray(counts / max(1, len(part)), dtype=np.float64)
+    """Of each class, [K], by both views: a batch shows either."""
+    counts = np.bincount(part.targets.argmax(axis=2).ravel(), minlength=part.targets.shape[2])
+    return np.asarray(counts / max(1, 2 * len(part)), dtype=np.float64)

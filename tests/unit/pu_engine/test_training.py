@@ -103,7 +103,14 @@ def test_every_epoch_shows_each_image_once(n: int, start: int, count: int) -> No
 
 @pytest.mark.parametrize(
     ("share", "labelled", "picked", "rows"),
-    [(0.25, 10, 50, 32), (0.001, 10, 50, 1), (1.0, 10, 50, 127), (0.25, 10, 0, 128), (0.0, 10, 50, 0)],
+    [
+        (0.25, 10, 50, 32),
+        (0.001, 10, 50, 1),
+        (0.999, 10, 50, 127),
+        (1.0, 10, 50, 128),
+        (0.25, 10, 0, 128),
+        (0.0, 10, 50, 0),
+    ],
 )
 def test_a_batch_holds_the_labelled_share(share: float, labelled: int, picked: int, rows: int) -> None:
     assert labelled_rows(128, share, labelled, picked) == rows
@@ -219,6 +226,29 @@ def test_a_ball_weighs_the_worst_class_up_and_keeps_the_mean_weight(rule: str) -
     weights = weighting.weigh(torch.tensor([0, 1, 2]), torch.tensor([1.0, 1.0, 2.0], dtype=torch.float64))[0]
     assert weights[2] > 1 > weights[0]
     assert weights @ torch.from_numpy(weighting.shares).float() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_shares_are_those_of_the_batches_drawn() -> None:
+    """The mirror's class counts as the image's own does, and the labelled rows are whole ones."""
+    labelled, picked = part(9, labelled=True), part(30)
+    both_views = np.eye(3, dtype=np.float32)[np.array([[0, 2]] * 30)]
+    options = DistillationOptions(class_weights="chi2", batch_size=6, labelled_share=0.3)
+    shares = class_weighting(labelled, replace(picked, targets=both_views), options, seed=0).shares
+    assert shares.tolist() == pytest.approx([2 / 6 / 3 + 4 / 6 / 2, 2 / 6 / 3, 2 / 6 / 3 + 4 / 6 / 2])
+
+
+def test_a_class_that_only_mirrors_show_still_weighs_something() -> None:
+    seen_in_mirrors = replace(part(30), targets=np.eye(3, dtype=np.float32)[np.array([[0, 2]] * 30)])
+    options = DistillationOptions(class_weights="kl", labelled_share=0.0)
+    weighting = class_weighting(part(9, labelled=True), seen_in_mirrors, options, seed=0)
+    weights = weighting.weigh(torch.tensor([0, 2]), torch.tensor([1.0, 1.0, 2.0], dtype=torch.float64))[0]
+    assert weights[1] > 1 > weights[0] > 0
+
+
+def test_labelled_images_alone_can_fill_a_batch() -> None:
+    options = DistillationOptions(batch_size=8, labelled_share=1.0)
+    batch = draw(part(5, labelled=True), part(40), 3, options, seed=1)
+    assert len(batch.labels) == len(batch.images) == 8
 
 
 def test_no_weighting_weighs_one() -> None:
