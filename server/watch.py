@@ -30,6 +30,7 @@ class Feed:
     tick: job_pb2.StageStatus | None = None
     ticks: int = 0
     watchers: int = 0
+    ended: bool = False
 
 
 class Watch:
@@ -54,8 +55,9 @@ class Watch:
             feed.last_seq = max(feed.last_seq, event.seq)
             if event.kind == "stage" and event.body["state"] != "RUNNING":
                 feed.tick = None
+            feed.ended = feed.ended or _is_final(event)
         await self._wake(feed)
-        if any(_is_final(event) for event in events):
+        if feed.ended:
             self._drop(job)
 
     async def show(self, job: tuple[str, str], tick: job_pb2.StageStatus) -> None:
@@ -81,13 +83,15 @@ class Watch:
         Raises:
             PunnetError: no such job; or UNAVAILABLE, when the server goes down.
         """
-        row = await self._store.read(job_by_id, tenant, job_id)
-        if row is None:
-            raise make_error("JOB_NOT_FOUND", f"There is no job {job_id!r}.", "`punnet jobs` lists the jobs.")
         key = (tenant, job_id)
+        # Before the job is read: its end is then either in the row or announced to this feed.
         feed = self._feeds.setdefault(key, Feed())
         feed.watchers += 1
         try:
+            row = await self._store.read(job_by_id, tenant, job_id)
+            if row is None:
+                raise make_error("JOB_NOT_FOUND", f"There is no job {job_id[:64]!r}.", "`punnet jobs` lists the jobs.")
+            feed.ended = feed.ended or row.state in FINAL
             yield compression_pb2.WatchJobResponse(snapshot=job_message(row, feed.tick))
             async for message in self._follow(feed, row, after_seq):
                 yield message
@@ -97,14 +101,16 @@ class Watch:
 
     async def _follow(self, feed: Feed, row: JobRow, after_seq: int) -> AsyncIterator[compression_pb2.WatchJobResponse]:
         seq, shown, shown_at, spoke_at = after_seq, feed.ticks, 0.0, time.monotonic()
-        ended = row.state in FINAL
         while True:
-            for event in await self._events(feed, row, seq, known_ended=ended):
+            ended = feed.ended  # as it was before the events are read: they are all there then
+            events = await self._events(feed, row, seq)
+            for event in events:
                 yield compression_pb2.WatchJobResponse(event=event_message(event))
                 seq, spoke_at = event.seq, time.monotonic()
-                ended = ended or _is_final(event)
                 if _is_final(event):
                     return
+            if len(events) == CATCH_UP_EVENTS:
+                continue
             if ended:
                 return
             if self._draining:
@@ -120,13 +126,15 @@ class Watch:
                 yield compression_pb2.WatchJobResponse(heartbeat=compression_pb2.Heartbeat())
             await self._wait(feed, seq, shown, shown_at, spoke_at)
 
-    async def _events(self, feed: Feed, row: JobRow, seq: int, *, known_ended: bool) -> list[Event]:
+    async def _events(self, feed: Feed, row: JobRow, seq: int) -> list[Event]:
+        """What follows `seq`; exactly CATCH_UP_EVENTS where there may be more."""
         if feed.recent and feed.recent[0].seq <= seq + 1 and feed.recent[-1].seq == feed.last_seq:
             return [event for event in feed.recent if event.seq > seq]
-        if feed.last_seq and feed.last_seq <= seq and not known_ended:
+        if feed.last_seq and feed.last_seq <= seq and not feed.ended:
             return []
         events = await self._store.read(events_after, row.tenant, row.id, seq, CATCH_UP_EVENTS)
-        feed.last_seq = max([feed.last_seq, *(event.seq for event in events)])
+        if len(events) < CATCH_UP_EVENTS:  # else the last of them may not be the job's last
+            feed.last_seq = max([feed.last_seq, *(event.seq for event in events)])
         return events
 
     async def _wait(self, feed: Feed, seq: int, shown: int, shown_at: float, spoke_at: float) -> None:
@@ -135,7 +143,7 @@ class Watch:
         due = shown_at + TICK_SECONDS if tick_waits else spoke_at + HEARTBEAT_SECONDS
 
         def news() -> bool:
-            return feed.last_seq > seq or self._draining or (feed.ticks != shown and not tick_waits)
+            return feed.last_seq > seq or feed.ended or self._draining or (feed.ticks != shown and not tick_waits)
 
         try:
             async with feed.changed:
@@ -150,7 +158,7 @@ class Watch:
     def _drop(self, job: tuple[str, str]) -> None:
         """Forget a feed that nobody watches and nothing feeds; the table has it all."""
         feed = self._feeds.get(job)
-        if feed and not feed.watchers and (not feed.recent or _is_final(feed.recent[-1])):
+        if feed and not feed.watchers and (not feed.recent or feed.ended):
             del self._feeds[job]
 
 
