@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 CHUNK_BYTES = 1 << 20
 BLOB_BYTES = 16 << 30
 DIGESTS = 10_000
+SILENT_SECONDS = 60.0  # between two messages of an upload
 
 
 class BlobService(blob_pb2_grpc.BlobServiceServicer):
@@ -59,7 +61,8 @@ class BlobService(blob_pb2_grpc.BlobServiceServicer):
         """Store what comes. Only `finish` makes a blob of it: a killed client looks like a normal end."""
         if self.draining:
             raise make_error("UNAVAILABLE", "The server goes down.", "Go on with the upload in a moment.")
-        first = await anext(aiter(request_iterator), None)
+        async with _silence_limited():
+            first = await anext(aiter(request_iterator), None)
         if first is None:
             raise _invalid("digest", "on the first message", "no message")
         digest = _digest("digest", first.digest)
@@ -69,10 +72,13 @@ class BlobService(blob_pb2_grpc.BlobServiceServicer):
             if first.offset == 0 and upload.size:
                 await self._blobs.restart(upload)
             finished = await self._take(upload, first)
-            async for message in request_iterator:
-                if finished:
-                    raise _invalid("finish", "only on the last message", "a message after it")
-                finished = await self._take(upload, message)
+            async with _silence_limited() as silence:
+                async for message in request_iterator:
+                    silence.reschedule(None)  # the disk may take its time
+                    if finished:
+                        raise _invalid("finish", "only on the last message", "a message after it")
+                    finished = await self._take(upload, message)
+                    silence.reschedule(asyncio.get_running_loop().time() + SILENT_SECONDS)
             if not finished:
                 raise _unfinished(upload)
             await self._blobs.finish(LOCAL_TENANT, upload)
@@ -117,6 +123,22 @@ class BlobService(blob_pb2_grpc.BlobServiceServicer):
         if artifact is None:
             raise missing_blob(sha256)
         return self._data.root / artifact.folder / artifact.path, artifact.size
+
+
+@asynccontextmanager
+async def _silence_limited() -> AsyncIterator[asyncio.Timeout]:
+    """A stream that stays silent would keep others from uploading. One timer a stream: one a message takes 30 us."""
+    try:
+        async with asyncio.timeout(SILENT_SECONDS) as silence:
+            yield silence
+    except TimeoutError:
+        if not silence.expired():
+            raise
+        raise make_error(
+            "UNAVAILABLE",
+            f"No message of the upload came for {SILENT_SECONDS:g} seconds.",
+            "Ask GetUploadStatus, then go on from its committed_size.",
+        ) from None
 
 
 def _digest(field: str, digest: blob_pb2.BlobDigest) -> Digest:

@@ -12,12 +12,13 @@ import hashlib
 import os
 import secrets
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import google_crc32c
 
@@ -66,7 +67,8 @@ class BlobStore:
     def __init__(self, data: DataFolder) -> None:
         self._data = data
         self._threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="blobs")
-        self._writers: defaultdict[tuple[str, Digest], asyncio.Lock] = defaultdict(asyncio.Lock)
+        # A lock lives as long as streams hold it or wait for it.
+        self._writers: WeakValueDictionary[tuple[str, Digest], asyncio.Lock] = WeakValueDictionary()
         self._uploads = 0
 
     async def in_thread(self, function: Callable[..., T], *arguments: object) -> T:
@@ -144,26 +146,14 @@ class BlobStore:
         Raises:
             PunnetError: QUOTA, DISK_FULL, or UNAVAILABLE while another stream writes the same blob.
         """
-        if self._uploads >= CONCURRENT_UPLOADS:
-            limit = str(CONCURRENT_UPLOADS)
-            raise make_error(
-                "QUOTA", f"{limit} uploads run; that is the limit.", "Try again in a moment.", {"limit": limit}
-            )
-        self._uploads += 1
-        lock = self._writers[tenant, digest]
-        try:
-            await self._only_writer(lock)
-            try:
+        async with self._only_writer(tenant, digest):
+            with self._slot():
                 upload = await _result(self._start(self._open, tenant, digest), unclaimed=_close_unused)
                 try:
                     yield upload
                 finally:
                     if upload is not None:
                         await _result(asyncio.ensure_future(self._close(upload)))
-            finally:
-                lock.release()
-        finally:
-            self._uploads -= 1
 
     async def append(self, upload: Upload, data: bytes, crc32c: int) -> None:
         """Take a chunk. Returns at once unless a batch is full and the one before is not yet written.
@@ -224,13 +214,33 @@ class BlobStore:
     def _start(self, function: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
         return asyncio.get_running_loop().run_in_executor(self._threads, _on_disk, function, *arguments)
 
-    async def _only_writer(self, lock: asyncio.Lock) -> None:
+    @asynccontextmanager
+    async def _only_writer(self, tenant: str, digest: Digest) -> AsyncIterator[None]:
+        lock = self._writers.setdefault((tenant, digest), asyncio.Lock())
         try:
-            await asyncio.wait_for(lock.acquire(), ONE_WRITER_SECONDS)
+            async with asyncio.timeout(ONE_WRITER_SECONDS):
+                await lock.acquire()
         except TimeoutError:
             raise make_error(
                 "UNAVAILABLE", "Another stream uploads the same blob.", "Wait for it, then ask for the blob again."
             ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextlib.contextmanager
+    def _slot(self) -> Iterator[None]:
+        if self._uploads >= CONCURRENT_UPLOADS:
+            limit = str(CONCURRENT_UPLOADS)
+            raise make_error(
+                "QUOTA", f"{limit} uploads run; that is the limit.", "Try again in a moment.", {"limit": limit}
+            )
+        self._uploads += 1
+        try:
+            yield
+        finally:
+            self._uploads -= 1
 
     def _open(self, tenant: str, digest: Digest) -> Upload | None:
         if self._blob(tenant, digest).exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import hashlib
 import os
 import shutil
@@ -18,7 +19,7 @@ import google_crc32c
 import pytest
 
 from punnet.errors import PunnetError
-from server.blobs import BATCH_BYTES, BlobStore, Digest
+from server.blobs import BATCH_BYTES, CONCURRENT_UPLOADS, BlobStore, Digest
 from server.disk_space import FREE_BYTES_KEPT
 from server.folders import DataFolder
 
@@ -209,3 +210,31 @@ def test_disk_that_fills_up_leaves_no_half_of_bytes_that_came_whole(
         asyncio.run(store.in_thread(store.put_all, TENANT, [b"abc"]))
     assert refused.value.code == "DISK_FULL"
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_stream_that_waits_for_another_takes_no_slot(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held(os.rename)
+    monkeypatch.setattr(os, "rename", held)
+
+    async def scenario() -> None:
+        streams = [asyncio.create_task(send(store)) for _ in range(CONCURRENT_UPLOADS + 1)]
+        assert await asyncio.to_thread(held.began.wait, 10)
+        async with store.upload(TENANT, Digest("0" * 64, 1)) as upload:
+            assert upload is not None
+        held.go_on.set()
+        assert sorted(await asyncio.gather(*streams)) == [False] * CONCURRENT_UPLOADS + [True]
+
+    asyncio.run(scenario())
+
+
+def test_lock_of_a_digest_goes_with_its_last_stream(store: BlobStore) -> None:
+    def locks() -> int:
+        return sum(isinstance(known, asyncio.Lock) for known in gc.get_objects())
+
+    async def scenario() -> None:
+        before = locks()
+        assert sorted(await asyncio.gather(send(store), send(store))) == [False, True]
+        gc.collect()
+        assert locks() == before
+
+    asyncio.run(scenario())
