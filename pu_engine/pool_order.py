@@ -40,8 +40,8 @@ GATE_SHARE_OF_BOUND = 0.3
 JUNK_SHARE = 0.02
 JUNK_DEVIATIONS = 6.0
 NORMAL_MAD = 1.4826  # standard deviations of a normal distribution in one median absolute deviation
-# Logits that were recovered from probabilities have the energy 0, up to rounding.
-LEAST_ENERGY_SPREAD = 1e-3
+# Logits that were recovered from probabilities have the energy 0 in each view, up to the probabilities' rounding.
+RECOVERED_ENERGY = 0.05
 
 Score = NDArray[np.float64]
 
@@ -53,6 +53,7 @@ class TeacherView:
     classes: NDArray[np.int32]
     probability: NDArray[np.float32]
     energy: Score
+    recovered: bool  # from probabilities, so that the energy says nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -72,14 +73,18 @@ def teacher_view(files: ScoreFiles) -> TeacherView:
     """The teacher's class, its probability and the energy of each pool image."""
     count = files.scores.images
     classes, probability, level = np.empty(count, np.int32), np.empty(count, np.float32), np.empty(count)
-    start = 0
+    start, largest = 0, 0.0
     for logits in files.pool_logits():
         stop = start + len(logits)
         classes[start:stop] = logits.mean(axis=1).argmax(axis=1)
         probability[start:stop] = confidence(logits)
         level[start:stop] = energy(logits)
+        # Each view by itself: the mean of two logarithms of probabilities has no energy of 0.
+        views = logits.reshape(-1, 1, logits.shape[-1])
+        largest = max(largest, float(np.abs(energy(views)).max(initial=0.0)))
         start = stop
-    return TeacherView(classes=classes, probability=probability, energy=level)
+    recovered = largest <= RECOVERED_ENERGY
+    return TeacherView(classes=classes, probability=probability, energy=level, recovered=recovered)
 
 
 def order_pool(
@@ -182,7 +187,7 @@ def _e2(files: ScoreFiles, view: TeacherView, pool: Moments) -> tuple[Score, tup
 
 
 def _energy_or_confidence(view: TeacherView) -> tuple[Score, tuple[str, ...]]:
-    if float(np.ptp(view.energy)) > LEAST_ENERGY_SPREAD:
+    if not view.recovered:
         return view.energy, ()
     warning = "The teacher gives probabilities, so its energy is constant; its confidence was used in place of it."
     return view.probability.astype(np.float64), (warning,)
