@@ -31,6 +31,11 @@ PROCESS_BYTES = 350 * MIB  # a process that has imported torch and onnxruntime
 # Measured on a busy two-core AMD EPYC server, one thread: CIFAR-10 (40,000 pool images) and handwritten digits (4,800).
 # Only selection grows with the pool, and little: training the PU classifiers has a fixed number of steps.
 SELECTION_SECONDS, SELECTION_SECONDS_AN_IMAGE = 30.0, 5e-4
+SELECTION_BYTES_AN_IMAGE = 256  # a key, and a dozen numbers
+CHUNKS_HELD = 4  # as float16, as float64, standardised, whitened
+MATRICES_HELD = 8  # covariances and whitenings of pool and classes, with what computes them
+LABELLED_COPIES = 3
+FLOAT32_BYTES, FLOAT64_BYTES = 4, 8
 EXPORT_SECONDS, EXPORT_BYTES = 15.0, 700 * MIB
 VERIFICATION_SECONDS, VERIFICATION_BYTES = 8.0, 500 * MIB
 REPORT_SECONDS, REPORT_BYTES = 4.0, 200 * MIB
@@ -80,6 +85,7 @@ def estimate_stages(
 ) -> tuple[StageEstimate, ...]:  # fmt: skip
     """Seconds and memory of each stage of a compression, in its order."""
     intake, steps = read_manifest(Path(inputs.intake.path)), inputs.distillation.steps
+    width = sum(tap.width for tap in load(Teacher, inputs.intake.path).taps)
     gathered = picked + labelled + min(PARITY_IMAGES, pool_images)
     fixed = "an allowance measured on another machine; it does not grow with the pool or the training"
     rows = (
@@ -90,7 +96,7 @@ def estimate_stages(
         ),
         (
             "selection", SELECTION_SECONDS + SELECTION_SECONDS_AN_IMAGE * pool_images,
-            PROCESS_BYTES + feature_bytes(inputs, pool_images),
+            PROCESS_BYTES + selection_bytes(pool_images, labelled, width),
             "an allowance measured on another machine, growing with the pool",
         ),
         (
@@ -129,7 +135,18 @@ def expected_picks(options: SelectionOptions, pool_images: int, default: int) ->
     return min(pool_images, default if options.count is None else options.count)
 
 
-def feature_bytes(inputs: PlanInputs, pool_images: int) -> int:
-    """What selection keeps of the pool's features in float32, three copies of a view at most."""
-    width = sum(tap.width for tap in load(Teacher, inputs.intake.path).taps)
-    return 3 * 4 * width * pool_images
+def selection_bytes(pool_images: int, labelled: int, width: int) -> int:
+    """What selection holds beside its libraries: the pool's features are streamed, a sample of them is trained on.
+
+    Args:
+        width: of the features, all taps.
+    """
+    from pu_engine.pu_classifier import TRAINING_BYTES
+    from pu_engine.score_files import CHUNK_BYTES
+
+    halves = 2 * min(TRAINING_BYTES, FLOAT32_BYTES * width * -(-pool_images // 2))
+    chunks = CHUNKS_HELD * min(CHUNK_BYTES, FLOAT64_BYTES * width * pool_images)
+    positives = LABELLED_COPIES * FLOAT64_BYTES * width * labelled
+    matrices = MATRICES_HELD * FLOAT64_BYTES * width**2
+    # Each half is there twice while its chunks are joined.
+    return 2 * halves + chunks + positives + matrices + SELECTION_BYTES_AN_IMAGE * pool_images

@@ -174,6 +174,13 @@ def test_expected_picks(options: SelectionOptions, picks: int) -> None:
     assert plan.expected_picks(options, 1000, 80) == picks
 
 
+def test_selections_memory_does_not_grow_with_the_pools_features() -> None:
+    small, large = (plan.selection_bytes(images, 1000, 1000) for images in (100_000, 1_000_000))
+    assert large - small == 900_000 * plan.SELECTION_BYTES_AN_IMAGE
+    assert large < 2**30
+    assert plan.selection_bytes(1000, 100, 64) < 2**24
+
+
 def test_sample_keeps_every_worker_busy() -> None:
     assert plan_samples.sample_size(40_000, batch=64, threads=4) == 512
     assert plan_samples.sample_size(40_000, batch=4, threads=2) == 64
