@@ -94,11 +94,12 @@ class BlobStore:
                     os.utime(folder / entry)
         return found
 
+    @full_disk_named()
     def pin(self, tenant: str, spec: Mapping[str, Any], folder: Path) -> None:
         """Link every blob that a job names into the job's folder: it stays, and its stages see nothing else.
 
         Raises:
-            PunnetError: BLOB_MISSING.
+            PunnetError: BLOB_MISSING, DISK_FULL.
         """
         wanted = digests_of(spec)
         found = self.find_all(tenant, wanted)
@@ -246,7 +247,8 @@ class BlobStore:
         if self._blob(tenant, digest).exists():
             return None
         path = self._partial(tenant, digest)
-        check_space(path.parent, digest.size)
+        already = path.stat().st_size if path.exists() else 0
+        check_space(path.parent, digest.size - already)
         try:
             file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
         except FileNotFoundError:

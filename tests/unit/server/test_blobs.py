@@ -238,3 +238,39 @@ def test_lock_of_a_digest_goes_with_its_last_stream(store: BlobStore) -> None:
         assert locks() == before
 
     asyncio.run(scenario())
+
+
+def test_continued_upload_needs_space_for_the_rest_only(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def part() -> None:
+        async with store.upload(TENANT, DIGEST) as upload:
+            assert upload is not None
+            await store.append(upload, DATA[:BATCH_BYTES], google_crc32c.value(DATA[:BATCH_BYTES]))
+
+    async def position() -> int:
+        async with store.upload(TENANT, DIGEST) as upload:
+            assert upload is not None
+            return upload.size
+
+    asyncio.run(part())
+    rest = len(DATA) - BATCH_BYTES
+    with_free_bytes(FREE_BYTES_KEPT + rest, monkeypatch)
+    assert asyncio.run(position()) == BATCH_BYTES
+    with_free_bytes(FREE_BYTES_KEPT + rest - 1, monkeypatch)
+    before = descriptors()
+    with pytest.raises(PunnetError) as refused:
+        asyncio.run(position())
+    assert (refused.value.code, refused.value.details["size"]) == ("DISK_FULL", str(rest))
+    assert descriptors() == before
+
+
+def test_full_disk_is_named_where_a_job_takes_its_blobs(
+    store: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    (sha256,) = store.put_all(TENANT, [b"a tar"])
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(PunnetError) as refused:
+        store.pin(TENANT, {"tars": [{"sha256": sha256}]}, tmp_path / "job")
+    assert refused.value.code == "DISK_FULL"
