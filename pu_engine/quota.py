@@ -9,16 +9,33 @@ Counts = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 
-def water_fill(available: Counts, total: int, *, floors: Counts | None = None, caps: Counts | None = None) -> Counts:
+def class_quotas(available: Counts, labelled: Mask, total: int, seed: int) -> Counts:
+    """Equal quotas for the labelled classes: they are what the student will see.
+
+    The teacher's other outputs share only what the labelled classes cannot fill.
+
+    Args:
+        available: images of each class, [K].
+        labelled: classes with labelled images, [K].
+        total: images wanted in all.
+    """
+    quotas = water_fill(np.where(labelled, available, 0), total, seed=seed)
+    return quotas + water_fill(np.where(labelled, 0, available), total - int(quotas.sum()), seed=seed)
+
+
+def water_fill(
+    available: Counts, total: int, *, seed: int, floors: Counts | None = None, caps: Counts | None = None
+) -> Counts:
     """Quotas as equal as the classes allow: what a poor class lacks is shared by the others.
 
     Args:
         available: images of each class, [K].
         total: images wanted in all; less is returned where the classes hold less.
+        seed: draws the classes that an indivisible rest goes to, one image each.
         floors, caps: least and most for each class, [K]; a floor above what is available means all of it.
 
     Returns:
-        Quota of each class, [K]. An indivisible rest goes to the classes of lowest index.
+        Quota of each class, [K].
 
     Raises:
         ValueError: floors that together exceed `total`.
@@ -37,7 +54,8 @@ def water_fill(available: Counts, total: int, *, floors: Counts | None = None, c
             high = level - 1
     quotas: Counts = np.clip(low, least, most)
     growing = np.flatnonzero(np.clip(low + 1, least, most) > quotas)
-    quotas[growing[: total - int(quotas.sum())]] += 1
+    lucky = np.random.default_rng(seed).permutation(growing)[: total - int(quotas.sum())]
+    quotas[lucky] += 1
     return quotas
 
 

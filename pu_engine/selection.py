@@ -20,7 +20,7 @@ from pu_engine.errors import EngineError
 from pu_engine.pool import open_pool
 from pu_engine.pool_order import GATE_PRIOR, SCORES, PoolOrder, TeacherView, order_pool, teacher_view
 from pu_engine.progress import Progress
-from pu_engine.quota import pick_above, pick_balanced, pick_top, water_fill
+from pu_engine.quota import class_quotas, pick_above, pick_balanced, pick_top
 from pu_engine.results import load
 from pu_engine.score_files import ScoreFiles, open_score_files
 from pu_engine.types import Selection, SelectionInputs, SelectionOptions, Teacher
@@ -88,7 +88,8 @@ def run(inputs: SelectionInputs, out: Path, progress: Progress) -> Selection:
     held_out = pool.holds(files.held_out_digests)
     eligible = ~(order.junk | held_out)
     default = max(default_count(len(keys), draws), classes)
-    picks = pick(order, view, options, eligible=eligible, classes=teacher.classes, default=default)
+    labelled = np.isin(np.arange(teacher.classes), files.positive_classes)
+    picks = pick(order, view, options, eligible=eligible, labelled=labelled, default=default, seed=inputs.seed)
     _check_rich_enough(int(picks.picked.sum()), classes, "Selection picks")
 
     write_selection(out / FILE, keys, order, view, reasons(order, picks.picked, held_out, options.rule))
@@ -133,14 +134,15 @@ def pick(
     options: SelectionOptions,
     *,
     eligible: NDArray[np.bool_],
-    classes: int,
+    labelled: NDArray[np.bool_],
     default: int,
+    seed: int,
 ) -> Picks:
     """Apply the rule to the order.
 
     Args:
         eligible: images that may be picked, [N].
-        classes: outputs of the teacher.
+        labelled: outputs of the teacher that have labelled images, [K].
         default: images to pick where the options name no count; the threshold rule then takes all above it.
     """
     if options.rule == "threshold":
@@ -152,9 +154,10 @@ def pick(
     count = default if options.count is None else options.count
     if options.rule == "top":
         return Picks(picked=pick_top(order.score, count, eligible), fair_share=None)
-    available = np.bincount(view.classes[eligible], minlength=classes)
-    quotas = water_fill(available, count)
-    return Picks(picked=pick_balanced(order.score, view.classes, quotas, eligible), fair_share=count / classes)
+    available = np.bincount(view.classes[eligible], minlength=labelled.size)
+    quotas = class_quotas(available, labelled, count, seed)
+    picked = pick_balanced(order.score, view.classes, quotas, eligible)
+    return Picks(picked=picked, fair_share=count / int(labelled.sum()))
 
 
 def check_options(options: SelectionOptions) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pu_engine.quota import pick_above, pick_balanced, pick_top, random_score, water_fill
+from pu_engine.quota import class_quotas, pick_above, pick_balanced, pick_top, random_score, water_fill
 
 
 def counts(*values: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -13,37 +13,56 @@ def counts(*values: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
 
 
 def test_rich_classes_get_equal_quotas() -> None:
-    assert water_fill(counts(50, 80, 90), 60).tolist() == [20, 20, 20]
+    assert water_fill(counts(50, 80, 90), 60, seed=0).tolist() == [20, 20, 20]
 
 
 def test_what_a_poor_class_lacks_is_shared_by_the_others() -> None:
-    assert water_fill(counts(4, 80, 90), 60).tolist() == [4, 28, 28]
+    assert water_fill(counts(4, 80, 90), 60, seed=0).tolist() == [4, 28, 28]
 
 
-def test_an_indivisible_rest_goes_to_the_first_classes() -> None:
-    assert water_fill(counts(9, 9, 9, 9), 6).tolist() == [2, 2, 1, 1]
+def test_an_indivisible_rest_goes_to_classes_drawn_by_seed() -> None:
+    found = [water_fill(counts(9, 9, 9, 9), 6, seed=seed).tolist() for seed in range(20)]
+    assert {tuple(sorted(quotas)) for quotas in found} == {(1, 1, 2, 2)}
+    assert len({tuple(quotas) for quotas in found}) > 3
+    assert water_fill(counts(9, 9, 9, 9), 6, seed=3).tolist() == found[3]
+
+
+def test_labelled_classes_share_the_quota_alone() -> None:
+    labelled = np.arange(1000) % 50 == 0
+    quotas = class_quotas(np.full(1000, 900), labelled, 8000, seed=0)
+    assert set(quotas[labelled].tolist()) == {400}
+    assert quotas[~labelled].sum() == 0
+
+
+def test_other_classes_share_what_the_labelled_cannot_fill() -> None:
+    quotas = class_quotas(counts(10, 40, 40, 3), np.array([True, False, False, True]), 33, seed=0)
+    assert quotas.tolist() == [10, 10, 10, 3]
 
 
 def test_a_poor_pool_is_taken_whole() -> None:
-    assert water_fill(counts(3, 0, 5), 100).tolist() == [3, 0, 5]
+    assert water_fill(counts(3, 0, 5), 100, seed=0).tolist() == [3, 0, 5]
 
 
 def test_floors_and_caps_hold() -> None:
-    assert water_fill(counts(90, 90, 90), 30, floors=counts(20, 0, 0), caps=counts(90, 3, 90)).tolist() == [20, 3, 7]
+    assert water_fill(counts(90, 90, 90), 30, seed=0, floors=counts(20, 0, 0), caps=counts(90, 3, 90)).tolist() == [
+        20,
+        3,
+        7,
+    ]
 
 
 def test_a_floor_above_what_there_is_takes_all_of_it() -> None:
-    assert water_fill(counts(5, 90), 20, floors=counts(10, 0)).tolist() == [5, 15]
+    assert water_fill(counts(5, 90), 20, seed=0, floors=counts(10, 0)).tolist() == [5, 15]
 
 
 def test_floors_above_the_total_raise() -> None:
     with pytest.raises(ValueError, match="floors want 30"):
-        water_fill(counts(50, 50), 20, floors=counts(15, 15))
+        water_fill(counts(50, 50), 20, seed=0, floors=counts(15, 15))
 
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=12), st.integers(0, 400))
 def test_quotas_add_up_and_only_what_is_missing_makes_them_unequal(available: list[int], total: int) -> None:
-    quotas = water_fill(counts(*available), total)
+    quotas = water_fill(counts(*available), total, seed=total)
     assert quotas.sum() == min(total, sum(available))
     assert (quotas <= available).all()
     level = quotas.max()

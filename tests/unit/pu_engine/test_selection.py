@@ -214,6 +214,13 @@ def test_balanced_shares_what_a_poor_class_lacks_and_names_it(tmp_path: Path) ->
     assert [w for w in selection.warnings if f"class2 ({poor})" in w and "share of 200" in w]
 
 
+def test_outputs_without_labelled_images_get_no_share(tmp_path: Path) -> None:
+    case = replace(make_case(), labelled_classes=np.arange(120) % 2)
+    selection, _ = select(tmp_path, case, SelectionOptions(score="energy", count=301))
+    assert sorted(selection.class_counts) == [0, 150, 151]
+    assert selection.class_counts[2] == 0
+
+
 def test_top_takes_the_best_whatever_their_class(tmp_path: Path) -> None:
     selection, table = select(tmp_path, make_case(), SelectionOptions(score="confidence", rule="top", count=50))
     score, picked = table["score"].to_numpy(), table["picked"].to_numpy()
