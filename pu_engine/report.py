@@ -16,7 +16,7 @@ from pu_engine.images import decode
 from pu_engine.pool import PoolReader, open_pool
 from pu_engine.preprocessing import image_channels
 from pu_engine.progress import Progress
-from pu_engine.report_data import Results, passed_variants, read_results, report_json
+from pu_engine.report_data import Results, passed_variants, read_results, report_json, verified_variants
 from pu_engine.report_page import ClassSamples, Download, device_words, render
 from pu_engine.report_samples import (
     LABELLED,
@@ -116,6 +116,7 @@ def draw(results: Results, rows: SelectionRows, curve: Path, font_cache: Path) -
 
 def downloads(results: Results) -> list[Download]:
     """Rows of the table of files: the models, the recommended one first."""
+    verified = verified_variants(results.verdicts)
     rows = [
         Download(
             path=v.path,
@@ -124,6 +125,7 @@ def downloads(results: Results) -> list[Download]:
             size=v.size,
             sha256=v.sha256,
             recommended=v.name == results.verdicts.recommended,
+            verified=v.name in verified,
         )
         for v in passed_variants(results)
     ]

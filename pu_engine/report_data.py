@@ -76,6 +76,11 @@ def withheld_variants(verdicts: Verdicts) -> frozenset[str]:
     return frozenset(v.withheld for v in verdicts.verdicts if v.withheld)
 
 
+def verified_variants(verdicts: Verdicts) -> frozenset[str]:
+    """Names of the variants that a hop ends at: they were run, whether they passed or not."""
+    return frozenset(v.hop.rpartition(" -> ")[2] for v in verdicts.verdicts)
+
+
 def passed_variants(results: Results) -> tuple[Variant, ...]:
     """The variants to hand out."""
     withheld = withheld_variants(results.verdicts)
@@ -208,8 +213,13 @@ def _selection_json(results: Results) -> dict[str, Any]:
 
 
 def _variants_json(results: Results) -> list[dict[str, Any]]:
-    withheld = withheld_variants(results.verdicts)
+    withheld, verified = withheld_variants(results.verdicts), verified_variants(results.verdicts)
     return [
-        {**to_json(v), "withheld": v.name in withheld, "recommended": v.name == results.verdicts.recommended}
+        {
+            **to_json(v),
+            "verified": v.name in verified,
+            "withheld": v.name in withheld,
+            "recommended": v.name == results.verdicts.recommended,
+        }
         for v in results.variants.variants
     ]

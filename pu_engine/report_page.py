@@ -31,6 +31,7 @@ class Download:
     size: int
     sha256: str
     recommended: bool
+    verified: bool  # a hop of the chain ends at it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

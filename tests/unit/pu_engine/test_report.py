@@ -323,6 +323,12 @@ def test_page_says_what_the_agreement_on_the_pool_rests_on(page: str) -> None:
     assert "95.0 % on 18 pool images that were not picked" in page
 
 
+def test_engine_without_a_verdict_says_that_it_was_not_run(page: str, data: dict[str, Any]) -> None:
+    rows = re.findall(r"<tr><td><code>([^<]+)</code>.*?<span[^>]*>([^<]*)</span></td></tr>", page)
+    assert dict(rows) == {"student.onnx": "recommended", "engines/rtx.engine": "not run here"}
+    assert {v["name"]: v["verified"] for v in data["variants"]} == {"fp32": True, "int8": True, "rtx-sm89": False}
+
+
 def test_page_shows_pictures_of_each_class(page: str) -> None:
     # A class: 2 labelled, 4 picks (all of them "best"), none between, 3 left out.
     assert page.count("<img ") == 3 * (2 + 4 + 3)
