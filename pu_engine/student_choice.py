@@ -38,7 +38,8 @@ def choose(
 ) -> tuple[str, tuple[Mapping[str, str], ...]]:
     """The student's name, and every candidate with its figures and why it was taken or not.
 
-    Where a latency limit decided, the choice is kept in `scratch`: a second measurement could differ.
+    The choice is kept in `scratch`, so that a resumed run trains the same network: where a latency limit decides,
+    it rests on a measurement on this machine, and a second one could differ.
 
     Raises:
         EngineError: STUDENT_UNSUPPORTED where no candidate meets the limits, naming the nearest; as `build`.
