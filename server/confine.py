@@ -24,7 +24,7 @@ from server import confine_probe, landlock
 from server.namespaces import die_with_parent, forbid_new_privileges, leave_shared_namespaces
 
 GIB = 1 << 30
-PASSED_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "PUNNET_RUN_ID", "CUDA_VISIBLE_DEVICES")
+PASSED_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "PUNNET_RUN_ID", "PUNNET_STAGE_RUN", "CUDA_VISIBLE_DEVICES")
 EXIT_ORPHANED = 3
 EXIT_UNCONFINED = 4
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from pu_engine.pipeline import ENGINE_VERSION, Stage
 from punnet.errors import TABLE
+from server.child_text import holdable, readable
 from server.folders import read_bounded
 
 MANIFEST = "manifest.json"
@@ -64,7 +65,7 @@ def read_finished(stage: Stage, out: Path, *, hash_files: bool) -> Manifest:
             raise ProtocolError("its output is not a folder")
         value = json.loads(read_bounded(out / MANIFEST, MANIFEST_BYTES))
         manifest = _parse(stage, value)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise ProtocolError(f"its manifest can't be read ({type(error).__name__})") from error
     for row in manifest.files:
         _check_file(out, row, hash_files=hash_files)
@@ -80,10 +81,10 @@ def read_error(workdir: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(read_bounded(workdir / "error.json", ERROR_BYTES))
         error = {name: _text(value[name]) for name in ("code", "message", "remedy")}
-        details = {str(k)[:100]: _text(v) for k, v in list(value["details"].items())[:DETAILS]}
+        details = {_text(k)[:100]: _text(v) for k, v in list(value["details"].items())[:DETAILS]}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as defect:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as defect:
         raise ProtocolError(f"its error.json can't be read ({type(defect).__name__})") from defect
     if value["code"] not in TABLE:
         raise ProtocolError("its error.json names an unknown code")
@@ -93,7 +94,7 @@ def read_error(workdir: Path) -> dict[str, Any] | None:
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError("not a text")
-    return value[:TEXT_CHARACTERS]
+    return readable(value[:TEXT_CHARACTERS])
 
 
 def _parse(stage: Stage, value: Any) -> Manifest:
@@ -124,7 +125,7 @@ def _parse(stage: Stage, value: Any) -> Manifest:
 
 def _file_row(row: Any) -> FileRow:
     path, sha256, size, reproducible = row["path"], row["sha256"], row["size"], row["reproducible"]
-    pure = PurePosixPath(path)
+    pure = PurePosixPath(holdable(path))
     if pure.is_absolute() or str(pure) != path or any(part.startswith(".") for part in pure.parts) or not pure.parts:
         raise ValueError("a path that leaves the folder")
     if len(sha256) != SHA256_CHARACTERS or not set(sha256) <= set("0123456789abcdef"):

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import os
+import secrets
 import signal
 import sys
 import time
@@ -13,7 +14,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from server.processes import signal_group, start_time
+from server.child_text import holdable, readable
+from server.processes import kill_marked, signal_group, start_time
 from server.runners.port import StageCommand, StageOutcome, StageProgress
 
 LINE_BYTES = 16384  # as pu_engine.progress sends at most
@@ -24,6 +26,10 @@ STDERR_TAIL_BYTES = 4096
 TERM_SECONDS = 10.0
 PIPE_END_SECONDS = 2.0
 WARNINGS_PER_STAGE = 200
+UNIT_CHARACTERS = 32
+RUN_MARK = "PUNNET_STAGE_RUN"
+MARK_BYTES = 16
+SWEEPS = 10  # a process may start another while it is looked for
 
 
 class _Violation(Exception):
@@ -45,31 +51,35 @@ class LocalRunner:
         on_progress: Callable[[StageProgress], Awaitable[None]],
     ) -> StageOutcome:
         """See `Runner.run`."""
-        reader, writer = os.pipe()
-        started = time.monotonic()
+        # Our own pipe for stderr: asyncio's would let `wait` end with the last process that holds it, not with ours.
+        (reader, writer), (errors, errors_writer) = os.pipe(), os.pipe()
+        started, mark = time.monotonic(), secrets.token_hex(MARK_BYTES)
         try:
             process = await asyncio.create_subprocess_exec(
                 *_arguments(command, writer),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
+                stderr=errors_writer,
                 pass_fds=(writer,),
                 start_new_session=True,
-                env=os.environ | {"PUNNET_RUN_ID": command.run_id},
+                env=os.environ | {"PUNNET_RUN_ID": command.run_id, RUN_MARK: mark},
             )
         except BaseException:
             os.close(reader)
+            os.close(errors)
             raise
         finally:
             os.close(writer)
-        stderr = asyncio.create_task(_keep_stderr(process.stderr, command.workdir / "stderr.log"))
+            os.close(errors_writer)
+        stderr = asyncio.create_task(_keep_stderr(errors, command.workdir / "stderr.log"))
         progress = asyncio.create_task(_read_progress(reader, on_progress))
         try:
             await on_start(process.pid, start_time(process.pid) or 0)
             timed_out, stopped = await self._wait(process, progress, stop, command.wall_seconds)
         finally:
             await self._end(process)
-        violation = await _violation(progress)
+            alone = await asyncio.to_thread(_kill_strays, mark)
+        violation = await _violation(progress) or ("" if alone else "processes that outlive it")
         tail = await _finished(stderr)
         return StageOutcome(
             returncode=process.returncode if process.returncode is not None else 0,
@@ -112,6 +122,11 @@ class LocalRunner:
         signal_group(process.pid, signal.SIGKILL)
 
 
+def _kill_strays(mark: str) -> bool:
+    """Kill what left the stage's process group, and could still change its files; false where more kept coming."""
+    return any(not kill_marked(RUN_MARK, mark) for _ in range(SWEEPS))
+
+
 def _arguments(command: StageCommand, progress: int) -> list[str]:
     python = [sys.executable, "-I", "-m"]
     confine = [
@@ -123,11 +138,16 @@ def _arguments(command: StageCommand, progress: int) -> list[str]:
     return [*python, "server.confine", *confine, *reads, "--", *stage]
 
 
-async def _lines(descriptor: int) -> AsyncIterator[bytes]:
+async def _opened(descriptor: int) -> tuple[asyncio.StreamReader, asyncio.ReadTransport]:
     stream = asyncio.StreamReader(limit=CHUNK_BYTES)
-    loop = asyncio.get_running_loop()
     pipe = os.fdopen(descriptor, "rb", buffering=0)
-    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), pipe)
+    protocol = asyncio.StreamReaderProtocol(stream)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, pipe)
+    return stream, transport
+
+
+async def _lines(descriptor: int) -> AsyncIterator[bytes]:
+    stream, transport = await _opened(descriptor)
     rest = b""
     try:
         while chunk := await stream.read(CHUNK_BYTES):
@@ -155,16 +175,17 @@ def _parse(line: bytes) -> StageProgress:
     try:
         value: Any = json.loads(line)
         if "warning" in value:
-            return StageProgress(warning=str(value["warning"]))
-        metrics = {str(name): float(figure) for name, figure in value["metrics"].items()}
+            return StageProgress(warning=readable(str(value["warning"])))
+        metrics = {holdable(name): float(figure) for name, figure in value["metrics"].items()}
         figures = [float(value["rate"]), *metrics.values()]
+        unit = holdable(str(value["unit"])[:UNIT_CHARACTERS])
         done, total = int(value["done"]), int(value["total"])
         if not 0 <= done < 2**63 or not 0 <= total < 2**63 or not math.isfinite(figures[0]):
             raise ValueError("out of range")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise _Violation(f"a progress line that is none ({type(error).__name__})") from error
     # A diverging loss is NaN for a while; it is shown as it is.
-    return StageProgress(done=done, total=total, unit=str(value["unit"])[:32], rate=figures[0], metrics=metrics)
+    return StageProgress(done=done, total=total, unit=unit, rate=figures[0], metrics=metrics)
 
 
 async def _violation(progress: asyncio.Task[None]) -> str:
@@ -184,15 +205,17 @@ async def _finished(task: asyncio.Task[Any]) -> Any:
     return task.result()
 
 
-async def _keep_stderr(stream: asyncio.StreamReader | None, path: Path) -> str:
+async def _keep_stderr(descriptor: int, path: Path) -> str:
     """Write the head to a file, read the rest away, return the tail."""
-    if stream is None:
-        return ""
-    path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    stream, transport = await _opened(descriptor)
     tail = b""
-    with os.fdopen(descriptor, "wb", buffering=0) as log:
-        while chunk := await stream.read(CHUNK_BYTES):
-            log.write(chunk[: max(0, STDERR_LOG_BYTES - log.tell())])
-            tail = (tail + chunk)[-STDERR_TAIL_BYTES:]
+    try:
+        path.unlink(missing_ok=True)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(file, "wb", buffering=0) as log:
+            while chunk := await stream.read(CHUNK_BYTES):
+                log.write(chunk[: max(0, STDERR_LOG_BYTES - log.tell())])
+                tail = (tail + chunk)[-STDERR_TAIL_BYTES:]
+    finally:
+        transport.close()
     return tail.decode(errors="replace")

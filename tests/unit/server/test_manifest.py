@@ -65,6 +65,9 @@ LIES: list[Callable[[Any], object]] = [
     lambda v: _rows(v).update(path="sub/../pool.json"),
     lambda v: _rows(v).update(path=".hidden"),
     lambda v: _rows(v).update(path=""),
+    lambda v: _rows(v).update(path="a\ud800"),
+    lambda v: _rows(v).update(path="a\0b"),
+    lambda v: v.update(peak_memory_bytes=float("inf")),
     lambda v: _rows(v).update(size=True),
     lambda v: _rows(v).update(size=99),
     lambda v: _rows(v).update(sha256="A" * 64),
@@ -127,6 +130,17 @@ def test_error_of_a_stage_is_read(tmp_path: Path) -> None:
     error = {"code": "MODEL_OPSET", "message": "m", "remedy": "r", "details": {"opset": "3"}}
     (tmp_path / "error.json").write_text(json.dumps(error))
     assert read_error(tmp_path) == error
+
+
+def test_text_that_no_message_can_hold_is_made_readable(tmp_path: Path, out: Path) -> None:
+    error = {"code": "MODEL_OPSET", "message": "a\ud800b", "remedy": "c\0d", "details": {"e\udcff": "f\udc00"}}
+    (tmp_path / "error.json").write_text(json.dumps(error))
+    expected = {"code": "MODEL_OPSET", "message": "a?b", "remedy": "c?d", "details": {"e?": "f?"}}
+    assert read_error(tmp_path) == expected
+    value = json.loads((out / "manifest.json").read_text())
+    value["result"]["warnings"] = ["image \udcff.png is broken", "ü stays"]
+    (out / "manifest.json").write_text(json.dumps(value))
+    assert read_finished(INGEST, out, hash_files=True).warnings == ("image ?.png is broken", "ü stays")
 
 
 def test_no_error_file_is_no_error(tmp_path: Path) -> None:
