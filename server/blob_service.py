@@ -16,7 +16,7 @@ from punnet.v1 import blob_pb2, blob_pb2_grpc
 from server.blobs import BlobStore, Digest, Upload, missing_blob
 from server.folders import DataFolder
 from server.job_table import artifact_by_digest
-from server.request_check import check_digest
+from server.request_check import check_digest, violation
 from server.store import LOCAL_TENANT, Store
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -40,7 +40,7 @@ class BlobService(blob_pb2_grpc.BlobServiceServicer):
     ) -> blob_pb2.FindMissingBlobsResponse:
         """Which of these are still to be uploaded."""
         if len(request.digests) > DIGESTS:
-            raise _invalid("digests", f"at most {DIGESTS}", str(len(request.digests)))
+            raise violation("digests", f"at most {DIGESTS}", len(request.digests))
         for digest in request.digests:
             _digest("digests", digest)
         found = await asyncio.to_thread(self._blobs.find_all, LOCAL_TENANT, [d.sha256 for d in request.digests])
@@ -64,7 +64,7 @@ class BlobService(blob_pb2_grpc.BlobServiceServicer):
         async with _silence_limited():
             first = await anext(aiter(request_iterator), None)
         if first is None:
-            raise _invalid("digest", "on the first message", "no message")
+            raise violation("digest", "on the first message", "no message")
         digest = _digest("digest", first.digest)
         async with self._blobs.upload(LOCAL_TENANT, digest) as upload:
             if upload is None:
@@ -76,7 +76,7 @@ class BlobService(blob_pb2_grpc.BlobServiceServicer):
                 async for message in request_iterator:
                     silence.reschedule(None)  # the disk may take its time
                     if finished:
-                        raise _invalid("finish", "only on the last message", "a message after it")
+                        raise violation("finish", "only on the last message", "a message after it")
                     finished = await self._take(upload, message)
                     silence.reschedule(asyncio.get_running_loop().time() + SILENT_SECONDS)
             if not finished:
@@ -91,7 +91,7 @@ class BlobService(blob_pb2_grpc.BlobServiceServicer):
         check_digest("sha256", request.sha256)
         path, size = await self._locate(request.sha256)
         if not 0 <= request.offset <= size:
-            raise _invalid("offset", f"0 to {size}", str(request.offset))
+            raise violation("offset", f"0 to {size}", request.offset)
         position = request.offset
         if position == size:
             yield blob_pb2.DownloadBlobResponse(offset=position, size=size)
@@ -109,9 +109,9 @@ class BlobService(blob_pb2_grpc.BlobServiceServicer):
                 {"field": "offset", "value": str(message.offset), "next": str(upload.size)},
             )
         if len(message.data) > CHUNK_BYTES:
-            raise _invalid("data", f"at most {CHUNK_BYTES} bytes", str(len(message.data)))
+            raise violation("data", f"at most {CHUNK_BYTES} bytes", len(message.data))
         if upload.size + len(message.data) > upload.digest.size:
-            raise _invalid("data", f"{upload.digest.size} bytes together", "more")
+            raise violation("data", f"{upload.digest.size} bytes together", "more")
         await self._blobs.append(upload, message.data, message.crc32c)
         return message.finish
 
@@ -144,7 +144,7 @@ async def _silence_limited() -> AsyncIterator[asyncio.Timeout]:
 def _digest(field: str, digest: blob_pb2.BlobDigest) -> Digest:
     check_digest(f"{field}.sha256", digest.sha256)
     if not 0 <= digest.size <= BLOB_BYTES:
-        raise _invalid(f"{field}.size", f"0 to {BLOB_BYTES}", str(digest.size))
+        raise violation(f"{field}.size", f"0 to {BLOB_BYTES}", digest.size)
     return Digest(digest.sha256, digest.size)
 
 
@@ -153,13 +153,4 @@ def _unfinished(upload: Upload) -> Exception:
         "UPLOAD_OFFSET",
         f"The upload ended after {upload.size} of {upload.digest.size} bytes without `finish`.",
         "Ask GetUploadStatus, then go on from its committed_size.",
-    )
-
-
-def _invalid(field: str, limit: str, value: str) -> Exception:
-    return make_error(
-        "REQUEST_INVALID",
-        f"Field {field}: must be {limit}; got {value}.",
-        "Correct the field, then send the request again.",
-        {"field": field, "limit": limit, "value": value},
     )

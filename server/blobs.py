@@ -12,7 +12,7 @@ import hashlib
 import os
 import secrets
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -94,6 +94,14 @@ class BlobStore:
                     os.utime(folder / entry)
         return found
 
+    def require_all(self, tenant: str, digests: Set[str]) -> dict[str, tuple[Path, int]]:
+        """Path and size of each blob; raises PunnetError BLOB_MISSING where one is not there."""
+        found = self.find_all(tenant, digests)
+        missing = sorted(digests - found.keys())
+        if missing:
+            raise missing_blob(missing[0], len(missing))
+        return found
+
     @full_disk_named()
     def pin(self, tenant: str, spec: Mapping[str, Any], folder: Path) -> None:
         """Link every blob that a job names into the job's folder: it stays, and its stages see nothing else.
@@ -101,11 +109,7 @@ class BlobStore:
         Raises:
             PunnetError: BLOB_MISSING, DISK_FULL.
         """
-        wanted = digests_of(spec)
-        found = self.find_all(tenant, wanted)
-        missing = sorted(wanted - set(found))
-        if missing:
-            raise missing_blob(missing[0], len(missing))
+        found = self.require_all(tenant, digests_of(spec))
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for sha256, (path, _) in found.items():
             if not (folder / sha256).exists():

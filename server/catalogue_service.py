@@ -7,14 +7,13 @@ from typing import Any
 
 import grpc
 
-from punnet.errors import make_error
 from punnet.v1 import catalogue_pb2, catalogue_pb2_grpc
 from server.intake_requests import IntakeRequests
 from server.job_message import job_message
 from server.job_spec import inspection_spec
 from server.jobs import JobEngine
 from server.page_token import parse_token, to_token
-from server.request_check import check_inspection, page_size
+from server.request_check import check_inspection, page_size, violation
 from server.store import LOCAL_TENANT
 from server.students import StudentCatalogue
 
@@ -49,12 +48,7 @@ class CatalogueService(catalogue_pb2_grpc.CatalogueServiceServicer):
         (after,) = parse_token(request.page_token, (str,)) if request.page_token else ("",)
         part = request.name_contains
         if len(part) > NAME_PART_CHARACTERS or not part.isprintable():
-            raise make_error(
-                "REQUEST_INVALID",
-                f"Field name_contains: must be at most {NAME_PART_CHARACTERS} printable characters; got {len(part)}.",
-                "Search for a shorter part of the name.",
-                {"field": "name_contains"},
-            )
+            raise violation("name_contains", f"at most {NAME_PART_CHARACTERS} printable characters", part)
         rows = [row for row in await self._students.list(part) if row["name"] > after]
         page, more = rows[:size], rows[size:]
         return catalogue_pb2.ListStudentsResponse(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from punnet.v1 import catalogue_pb2, compression_pb2
-from server.blobs import BlobStore, missing_blob
+from server.blobs import BlobStore
 from server.job_spec import digests_of
 from server.request_check import check_blob_sizes
 
@@ -32,10 +32,7 @@ class IntakeRequests:
         """
         inline = {hashlib.sha256(image.data).hexdigest(): image.data for image in request.images.inline.images}
         wanted = digests_of(spec) - set(inline)
-        found = await asyncio.to_thread(self._blobs.find_all, tenant, wanted)
-        missing = sorted(wanted - set(found))
-        if missing:
-            raise missing_blob(missing[0], len(missing))
+        found = await asyncio.to_thread(self._blobs.require_all, tenant, wanted)
         sizes = {sha256: len(data) for sha256, data in inline.items()}
         check_blob_sizes(request.teacher, sizes | {sha256: size for sha256, (_, size) in found.items()})
         if inline:

@@ -7,7 +7,7 @@ import binascii
 import json
 from typing import Any
 
-from punnet.errors import make_error
+from server.request_check import violation
 
 
 def to_token(*position: int | str) -> str:
@@ -23,10 +23,5 @@ def parse_token(token: str, kinds: tuple[type, ...]) -> Any:
     except (ValueError, binascii.Error, RecursionError):
         fits = False
     if not fits or any(isinstance(value, int) and not 0 <= value < 2**62 for value in position):
-        raise make_error(
-            "REQUEST_INVALID",
-            "Field page_token: it is none that this server gave.",
-            "Send the next_page_token of the page before, or none.",
-            {"field": "page_token"},
-        )
+        raise violation("page_token", "the next_page_token of the page before, or empty", token)
     return tuple(position)

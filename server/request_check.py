@@ -42,7 +42,7 @@ def check_compression(request: compression_pb2.CompressRequest, *, pool_needed: 
     _distillation(request.distillation)
     for target in request.export.targets:
         if target not in TARGETS:
-            raise _violation("export.targets", f"one of {', '.join(TARGETS)}", target)
+            raise violation("export.targets", f"one of {', '.join(TARGETS)}", target)
     _whole("export.max_batch", request.export.max_batch, 1, 1024)
 
 
@@ -53,7 +53,7 @@ def check_inspection(request: compression_pb2.CompressRequest | catalogue_pb2.In
     _images(request.images)
     _preprocessing(request.preprocessing)
     if not 0 <= request.seed <= SEED_LIMIT:
-        raise _violation("seed", f"0 to {SEED_LIMIT}", request.seed)
+        raise violation("seed", f"0 to {SEED_LIMIT}", request.seed)
 
 
 def check_ingest(request: pool_pb2.CreatePoolRequest) -> None:
@@ -61,7 +61,7 @@ def check_ingest(request: pool_pb2.CreatePoolRequest) -> None:
     check_request_id(request.request_id)
     check_pool_name("name", request.name)
     if not 1 <= len(request.tar_sha256) <= TARS:
-        raise _violation("tar_sha256", f"1 to {TARS} digests", len(request.tar_sha256))
+        raise violation("tar_sha256", f"1 to {TARS} digests", len(request.tar_sha256))
     for sha256 in request.tar_sha256:
         check_digest("tar_sha256", sha256)
 
@@ -69,19 +69,19 @@ def check_ingest(request: pool_pb2.CreatePoolRequest) -> None:
 def check_request_id(request_id: str) -> None:
     """Empty, or 1 to 64 plain characters."""
     if request_id and not REQUEST_ID.fullmatch(request_id):
-        raise _violation("request_id", "1 to 64 characters of [A-Za-z0-9_-]", request_id)
+        raise violation("request_id", "1 to 64 characters of [A-Za-z0-9_-]", request_id)
 
 
 def check_pool_name(field: str, name: str) -> None:
     """1 to 63 characters that are safe as a folder's name."""
     if not POOL_NAME.fullmatch(name):
-        raise _violation(field, '1 to 63 characters of [a-z0-9-], not starting or ending with "-"', name)
+        raise violation(field, '1 to 63 characters of [a-z0-9-], not starting or ending with "-"', name)
 
 
 def check_digest(field: str, sha256: str) -> None:
     """64 lower-case hexadecimal characters."""
     if not SHA256.fullmatch(sha256):
-        raise _violation(field, "a sha256 of 64 lower-case hexadecimal characters", sha256)
+        raise violation(field, "a sha256 of 64 lower-case hexadecimal characters", sha256)
 
 
 def check_blob_sizes(teacher: options_pb2.Teacher, sizes: Mapping[str, int]) -> None:
@@ -99,25 +99,36 @@ def check_blob_sizes(teacher: options_pb2.Teacher, sizes: Mapping[str, int]) -> 
 def page_size(value: int, *, default: int, limit: int) -> int:
     """The page size asked for; raises PunnetError where it is out of range."""
     if not 0 <= value <= limit:
-        raise _violation("page_size", f"1 to {limit}, or 0 for {default}", value)
+        raise violation("page_size", f"1 to {limit}, or 0 for {default}", value)
     return value or default
+
+
+def violation(field: str, limit: str, value: object) -> PunnetError:
+    """REQUEST_INVALID: which field, what it must be, what came."""
+    shown = repr(value)[:SHOWN_CHARACTERS]
+    return make_error(
+        "REQUEST_INVALID",
+        f"Field {field}: must be {limit}; got {shown}.",
+        "Correct the field, then send the request again.",
+        {"field": field, "limit": limit, "value": shown},
+    )
 
 
 def _teacher(teacher: options_pb2.Teacher) -> None:
     check_digest("teacher.sha256", teacher.sha256)
     if len(teacher.external_data) > EXTERNAL_FILES:
-        raise _violation("teacher.external_data", f"at most {EXTERNAL_FILES} files", len(teacher.external_data))
+        raise violation("teacher.external_data", f"at most {EXTERNAL_FILES} files", len(teacher.external_data))
     for location, sha256 in teacher.external_data.items():
         _text("teacher.external_data", location, LOCATION_CHARACTERS)
         check_digest(f"teacher.external_data[{location!r}]", sha256)
     if teacher.display_name:
         _text("teacher.display_name", teacher.display_name, NAME_CHARACTERS)
     if len(teacher.class_names) > CLASS_NAMES:
-        raise _violation("teacher.class_names", f"at most {CLASS_NAMES} names", len(teacher.class_names))
+        raise violation("teacher.class_names", f"at most {CLASS_NAMES} names", len(teacher.class_names))
     for name in teacher.class_names:
         _text("teacher.class_names", name, LABEL_CHARACTERS)
     if len(set(teacher.class_names)) != len(teacher.class_names):
-        raise _violation("teacher.class_names", "names that all differ", "a name twice")
+        raise violation("teacher.class_names", "names that all differ", "a name twice")
 
 
 def _images(images: options_pb2.LabelledImages) -> None:
@@ -133,7 +144,7 @@ def _images(images: options_pb2.LabelledImages) -> None:
             "Give 20 to 100 labelled images a class, of 2 classes at least.",
         )
     if len(rows) > IMAGES:
-        raise _violation("images", f"at most {IMAGES} images", len(rows))
+        raise violation("images", f"at most {IMAGES} images", len(rows))
     for row in rows:
         _text(f"images.{source}.images.label", row.label, LABEL_CHARACTERS)
     _images_content(images, source)
@@ -154,13 +165,13 @@ def _images_content(images: options_pb2.LabelledImages, source: str | None) -> N
             check_digest("images.blobs.images.sha256", row.sha256)
         return
     if any(not row.data for row in images.inline.images):
-        raise _violation("images.inline.images.data", "JPEG or PNG bytes", "no bytes")
+        raise violation("images.inline.images.data", "JPEG or PNG bytes", "no bytes")
     if len(images.inline.images) > INLINE_IMAGES:
         limit = f"at most {INLINE_IMAGES} images; upload them as blobs or as one tar"
-        raise _violation("images.inline.images", limit, len(images.inline.images))
+        raise violation("images.inline.images", limit, len(images.inline.images))
     total = sum(len(row.data) for row in images.inline.images)
     if total > INLINE_BYTES:
-        raise _violation("images.inline", f"at most {INLINE_BYTES} bytes together; upload them as blobs", total)
+        raise violation("images.inline", f"at most {INLINE_BYTES} bytes together; upload them as blobs", total)
 
 
 def _preprocessing(stated: options_pb2.Preprocessing) -> None:
@@ -171,17 +182,17 @@ def _preprocessing(stated: options_pb2.Preprocessing) -> None:
     _whole("preprocessing.width", stated.width, 4, 4096)
     for field, values in (("mean", stated.mean), ("std", stated.std)):
         if values and len(values) not in CHANNELS:
-            raise _violation(f"preprocessing.{field}", "one value a channel, 1 or 3", len(values))
+            raise violation(f"preprocessing.{field}", "one value a channel, 1 or 3", len(values))
         for value in values:
             _finite(f"preprocessing.{field}", value)
     if any(value <= 0 for value in stated.std):
-        raise _violation("preprocessing.std", "greater than 0", min(stated.std))
+        raise violation("preprocessing.std", "greater than 0", min(stated.std))
     given = {"scale": bool(stated.scale), "mean": bool(stated.mean), "std": bool(stated.std)}
     if any((given["mean"], given["std"])) and not all(given.values()):
         missing = ", ".join(name for name, there in given.items() if not there)
-        raise _violation("preprocessing", "mean, std and scale given together", f"no {missing}")
+        raise violation("preprocessing", "mean, std and scale given together", f"no {missing}")
     if len(stated.mean) != len(stated.std):
-        raise _violation("preprocessing.std", f"as many values as mean, {len(stated.mean)}", len(stated.std))
+        raise violation("preprocessing.std", f"as many values as mean, {len(stated.mean)}", len(stated.std))
 
 
 def _student(student: options_pb2.StudentOptions) -> None:
@@ -212,37 +223,27 @@ def _distillation(options: options_pb2.DistillationOptions) -> None:
 
 def _whole(field: str, value: int, least: int, most: int) -> None:
     if value != 0 and not least <= value <= most:
-        raise _violation(field, f"{least} to {most}, or 0 for the default", value)
+        raise violation(field, f"{least} to {most}, or 0 for the default", value)
 
 
 def _number(field: str, value: float, *, least: float, most: float = math.inf, below: float = math.inf) -> None:
     _finite(field, value)
     if not (least <= value <= most and value < below):
         upper = f"below {below}" if below < math.inf else f"at most {most}" if most < math.inf else "finite"
-        raise _violation(field, f"at least {least} and {upper}", value)
+        raise violation(field, f"at least {least} and {upper}", value)
 
 
 def _finite(field: str, value: float) -> None:
     if not math.isfinite(value):
-        raise _violation(field, "a finite number", value)
+        raise violation(field, "a finite number", value)
 
 
 def _known(field: str, kind: Any, value: int) -> None:
     if value not in kind.values():
-        raise _violation(field, f"a value of {kind.DESCRIPTOR.name}", value)
+        raise violation(field, f"a value of {kind.DESCRIPTOR.name}", value)
 
 
 def _text(field: str, value: str, limit: int) -> None:
     if not 1 <= len(value) <= limit or not value.isprintable():
         shown = value if len(value) <= limit else f"{len(value)} characters"
-        raise _violation(field, f"1 to {limit} printable characters", shown)
-
-
-def _violation(field: str, limit: str, value: object) -> PunnetError:
-    shown = repr(value)[:SHOWN_CHARACTERS]
-    return make_error(
-        "REQUEST_INVALID",
-        f"Field {field}: must be {limit}; got {shown}.",
-        "Correct the field, then send the request again.",
-        {"field": field, "limit": limit, "value": shown},
-    )
+        raise violation(field, f"1 to {limit} printable characters", shown)
