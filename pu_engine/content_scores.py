@@ -1,6 +1,7 @@
 """Scores of an image's content, from what the teacher says of it and from where its features lie.
 
-Higher is more like the labelled images. Statistics of the pool are summed shard by shard in float64.
+Higher is more like the labelled images. Statistics of the pool are summed shard by shard in float64. Products are
+torch's, whose number of threads a stage can fix: numpy's BLAS adds in another order on a machine with more cores.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 Vector = NDArray[np.float64]
@@ -67,11 +69,11 @@ def moments(chunks: Iterable[NDArray[np.floating]]) -> Moments:
         chunk_mean = rows.mean(axis=0)
         rows -= chunk_mean
         if not count:
-            count, mean, scatter = len(rows), chunk_mean, rows.T @ rows
+            count, mean, scatter = len(rows), chunk_mean, _product(rows.T, rows)
             continue
         shift = chunk_mean - mean
         merged = count + len(rows)
-        scatter += rows.T @ rows
+        scatter += _product(rows.T, rows)
         scatter += np.outer(shift, shift) * (count * len(rows) / merged)
         mean = mean + shift * (len(rows) / merged)
         count = merged
@@ -91,7 +93,7 @@ def class_gaussians(features: NDArray[np.floating], classes: NDArray[np.integer]
     present, place = np.unique(classes, return_inverse=True)
     means = np.stack([rows[place == k].mean(axis=0) for k in range(present.size)])
     centred = rows - means[place]
-    covariance = centred.T @ centred / len(rows)
+    covariance = _product(centred.T, centred) / len(rows)
     shrunk = (1.0 - WITHIN_SHRINKAGE) * covariance + WITHIN_SHRINKAGE * _mean_variance(covariance) * np.eye(
         rows.shape[1]
     )
@@ -107,9 +109,9 @@ def background_gaussian(pool: Moments) -> Gaussians:
 def squared_distance(features: NDArray[np.floating], gaussians: Gaussians) -> Vector:
     """Squared Mahalanobis distance to the nearest mean, [n, D] -> [n]."""
     centre = gaussians.means.mean(axis=0)
-    rows = (features.astype(np.float64) - centre) @ gaussians.whitening.T
-    means = (gaussians.means - centre) @ gaussians.whitening.T
-    squares = np.einsum("nd,nd->n", rows, rows)[:, None] - 2.0 * rows @ means.T + np.einsum("cd,cd->c", means, means)
+    rows = _product(features.astype(np.float64) - centre, gaussians.whitening.T)
+    means = _product(gaussians.means - centre, gaussians.whitening.T)
+    squares = (rows**2).sum(axis=1)[:, None] - 2.0 * _product(rows, means.T) + (means**2).sum(axis=1)
     return np.asarray(np.maximum(squares.min(axis=1), 0.0), dtype=np.float64)
 
 
@@ -138,4 +140,10 @@ def _mean_variance(covariance: Matrix) -> float:
 
 
 def _whitening(covariance: Matrix) -> Matrix:
-    return np.asarray(np.linalg.inv(np.linalg.cholesky(covariance)), dtype=np.float64)
+    root = torch.linalg.cholesky(torch.from_numpy(covariance))
+    whitening = torch.linalg.solve_triangular(root, torch.eye(len(root), dtype=root.dtype), upper=False)
+    return np.asarray(whitening.numpy(), dtype=np.float64)
+
+
+def _product(left: Matrix, right: Matrix) -> Matrix:
+    return np.asarray((torch.from_numpy(left) @ torch.from_numpy(right)).numpy(), dtype=np.float64)

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -95,6 +99,27 @@ def test_fewer_images_than_features_give_finite_scores() -> None:
     labelled, pool = generator.normal(size=(4, 64)), generator.normal(size=(20, 64))
     classes = class_gaussians(labelled, np.array([0, 0, 7, 7]))
     assert np.isfinite(relative_mahalanobis(pool, classes, background_gaussian(moments([pool])))).all()
+
+
+SCORES_OF_NOISE = """
+import hashlib, numpy as np, torch
+from pu_engine.content_scores import background_gaussian, class_gaussians, moments, relative_mahalanobis
+torch.set_num_threads(1)
+rows = np.random.default_rng(0).normal(size=(3000, 300))
+scores = relative_mahalanobis(
+    rows, class_gaussians(rows[:500], np.arange(500) % 10), background_gaussian(moments([rows]))
+)
+print(hashlib.sha256(scores.tobytes()).hexdigest())
+"""
+
+
+def test_scores_do_not_depend_on_the_machines_threads() -> None:
+    found = set()
+    for threads in ("1", "2"):
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads}
+        command = [sys.executable, "-c", SCORES_OF_NOISE]
+        found.add(subprocess.run(command, env=environment, check=True, capture_output=True, timeout=60).stdout)
+    assert len(found) == 1
 
 
 def test_equal_scores_share_their_rank() -> None:

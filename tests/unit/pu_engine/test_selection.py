@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from pu_engine.errors import EngineError
@@ -282,6 +283,12 @@ def test_a_repeated_run_gives_the_same_bytes(tmp_path: Path) -> None:
         run(inputs, tmp_path / name, SilentProgress())
         digests.add(file_sha256(tmp_path / name / "selection.parquet"))
     assert len(digests) == 1
+
+
+def test_the_callers_threads_come_back(tmp_path: Path) -> None:
+    torch.set_num_threads(2)
+    select(tmp_path, make_case(), SelectionOptions(score="e2", count=60))
+    assert torch.get_num_threads() == 2
 
 
 def test_held_out_images_have_no_say(tmp_path: Path) -> None:
