@@ -77,7 +77,7 @@ class BlobServiceServicer(object):
 
     def UploadBlob(self, request_iterator, context):
         """Stores a blob. The last message carries `finish`; without it the part that came is kept for
-        a later resumption.
+        a later resumption. A stream that sends nothing for 60 seconds ends with UNAVAILABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,7 +39,7 @@ class BlobServiceStub:
     """How much of a broken upload is safely stored."""
     UploadBlob: _grpc.StreamUnaryMultiCallable[_blob_pb2.UploadBlobRequest, _blob_pb2.UploadBlobResponse]
     """Stores a blob. The last message carries `finish`; without it the part that came is kept for
-    a later resumption.
+    a later resumption. A stream that sends nothing for 60 seconds ends with UNAVAILABLE.
     """
     DownloadBlob: _grpc.UnaryStreamMultiCallable[_blob_pb2.DownloadBlobRequest, _blob_pb2.DownloadBlobResponse]
     """Reads a blob, whole or from an offset."""
@@ -55,7 +55,7 @@ class BlobServiceAsyncStub(BlobServiceStub):
     """How much of a broken upload is safely stored."""
     UploadBlob: _aio.StreamUnaryMultiCallable[_blob_pb2.UploadBlobRequest, _blob_pb2.UploadBlobResponse]  # type: ignore[assignment]
     """Stores a blob. The last message carries `finish`; without it the part that came is kept for
-    a later resumption.
+    a later resumption. A stream that sends nothing for 60 seconds ends with UNAVAILABLE.
     """
     DownloadBlob: _aio.UnaryStreamMultiCallable[_blob_pb2.DownloadBlobRequest, _blob_pb2.DownloadBlobResponse]  # type: ignore[assignment]
     """Reads a blob, whole or from an offset."""
@@ -86,7 +86,7 @@ class BlobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_blob_pb2.UploadBlobResponse, _abc.Awaitable[_blob_pb2.UploadBlobResponse]]:
         """Stores a blob. The last message carries `finish`; without it the part that came is kept for
-        a later resumption.
+        a later resumption. A stream that sends nothing for 60 seconds ends with UNAVAILABLE.
         """
 
     @_abc_1.abstractmethod

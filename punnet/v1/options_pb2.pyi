@@ -239,7 +239,9 @@ Global___Teacher: _TypeAlias = Teacher  # noqa: Y015
 
 @_typing.final
 class LabelledImages(_message.Message):
-    """Images with labels. Exactly one source."""
+    """Images with labels. Exactly one source. A request has at most 4 MiB, which some ten thousands of
+    ImageBlobs fill; a tar holds up to 110,000 images.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -248,15 +250,15 @@ class LabelledImages(_message.Message):
     TAR_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def inline(self) -> Global___InlineImages:
-        """At most 2 MiB together."""
+        """At most 2 MiB together, and 1,000 images."""
 
     @_builtins.property
     def blobs(self) -> Global___ImageBlobs:
-        """Blobs, one an image."""
+        """Blobs, one an image; as many as fit into the request."""
 
     @_builtins.property
     def tar(self) -> Global___TarBlob:
-        """One plain, uncompressed tar of regular members `<label>/<name>`."""
+        """One plain, uncompressed tar of regular members `<label>/<name>`, up to 110,000."""
 
     def __init__(
         self,
@@ -284,7 +286,7 @@ class InlineImages(_message.Message):
     IMAGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___InlineImage]:
-        """At least one."""
+        """1 to 1,000, at most 2 MiB together."""
 
     def __init__(
         self,
@@ -334,7 +336,7 @@ class ImageBlobs(_message.Message):
     IMAGES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImageBlob]:
-        """At least one."""
+        """At least one; 110,000 is the limit, but a row takes 70 bytes and more of the request's 4 MiB."""
 
     def __init__(
         self,
