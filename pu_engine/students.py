@@ -160,13 +160,15 @@ def catalogue(name_contains: str = "") -> list[CatalogueEntry]:
     if not name_contains:
         return [measure(name) for name in sorted((*CIFAR_BLOCKS, *RECOMMENDED_TIMM))]
     wanted = name_contains.lower()
-    own = [measure(name) for name in CIFAR_BLOCKS if wanted in name]
+    return [entry for entry in every_student() if wanted in entry.name]
+
+
+def every_student() -> list[CatalogueEntry]:
+    """All that can be trained, by name; only Punnet's own are counted: to build a thousand of timm's takes minutes."""
     others = [
-        CatalogueEntry(name=name, parameters=0, macs=0, size=_timm_size(name), source="timm")
-        for name in _timm_names()
-        if wanted in name
+        CatalogueEntry(name=name, parameters=0, macs=0, size=_timm_size(name), source="timm") for name in _timm_names()
     ]
-    return sorted(own + others, key=lambda entry: entry.name)
+    return sorted([*map(measure, CIFAR_BLOCKS), *others], key=lambda entry: entry.name)
 
 
 def measure(name: str) -> CatalogueEntry:
@@ -281,10 +283,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m pu_engine.students", description=main.__doc__)
     parser.add_argument("--json", action="store_true", required=True)
     parser.add_argument("--contains", default="", metavar="TEXT")
+    parser.add_argument("--all", action="store_true", help="every student, whatever --contains says")
     parser.add_argument("--check", metavar="NAME", help="build this one and count it")
     options = parser.parse_args(arguments)
     try:
-        entries = [measure(options.check)] if options.check else catalogue(options.contains)
+        if options.check:
+            entries = [measure(options.check)]
+        else:
+            entries = every_student() if options.all else catalogue(options.contains)
     except EngineError as error:
         failure = {"code": error.code, "message": error.message, "remedy": error.remedy, "details": error.details}
         json.dump({"error": failure}, sys.stdout)

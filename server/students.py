@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 import json
 import logging
+import os
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +16,8 @@ from typing import Any
 from pu_engine.pipeline import ENGINE_VERSION
 from punnet.errors import PunnetError, make_error
 from server.capabilities import installed_packages
-from server.folders import write_json
+from server.folders import remove_tree, write_json
+from server.processes import signal_group
 
 log = logging.getLogger(__name__)
 
@@ -33,34 +36,41 @@ class StudentCatalogue:
 
     async def list(self, name_contains: str) -> list[dict[str, Any]]:
         """Rows of name, parameters, macs, size and source, by name; recommended ones where the text is empty."""
-        answer = await self._ask("--contains", name_contains)
-        return sorted(answer["students"], key=lambda row: str(row["name"]))
+        answer = await self._ask("--all" if name_contains else "--contains=")
+        rows = [row for row in answer["students"] if name_contains.lower() in row["name"]]
+        return sorted(rows, key=lambda row: str(row["name"]))
 
     async def check(self, name: str) -> None:
         """Raises PunnetError STUDENT_UNKNOWN or STUDENT_UNSUPPORTED; empty and `auto` are always known."""
         if name in ("", AUTO):
             return
-        answer = await self._ask("--check", name)
+        answer = await self._ask(f"--check={name}")
         error = answer.get("error")
         if error:
             raise make_error(
                 error["code"], f"Field student.name: {error['message']}", error["remedy"], error["details"]
             )
 
-    async def _ask(self, option: str, value: str) -> Mapping[str, Any]:
-        digest = hashlib.sha256(f"{option} {value}".encode()).hexdigest()[:32]
-        path = self._folder / f"{digest}.json"
+    async def _ask(self, option: str) -> Mapping[str, Any]:
+        path = self._folder / f"{hashlib.sha256(option.encode()).hexdigest()[:32]}.json"
         async with self._one_child:
-            if not path.is_file():
-                answer = await _run_child(option, value)
-                await asyncio.to_thread(_keep, path, answer)
-            kept: Mapping[str, Any] = json.loads(await asyncio.to_thread(path.read_text))
-        return kept
+            if path.is_file():
+                kept: Mapping[str, Any] = json.loads(await asyncio.to_thread(path.read_text))
+                return kept
+            answer: Mapping[str, Any] = await _run_child(option, self._folder / "child")
+            # There are as many other answers as students; unknown names have no end.
+            if answer.get("error", {}).get("code") != "STUDENT_UNKNOWN":
+                await asyncio.to_thread(write_json, path, answer)
+        return answer
 
 
-async def _run_child(option: str, value: str) -> Any:
+async def _run_child(option: str, workdir: Path) -> Any:
+    """The child's answer; it is gone when this returns or is cancelled, and dies with the server."""
+    await asyncio.to_thread(workdir.mkdir, mode=0o700, parents=True, exist_ok=True)
+    confine = ("--workdir", str(workdir), "--profile", "training", "--parent", str(os.getpid()))
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-I", "-m", "pu_engine.students", "--json", f"{option}={value}"),
+        *(sys.executable, "-I", "-m", "server.confine", *confine, "--"),
+        *(sys.executable, "-I", "-m", "pu_engine.students", "--json", option),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -69,19 +79,16 @@ async def _run_child(option: str, value: str) -> Any:
     try:
         output, errors = await asyncio.wait_for(process.communicate(), CHILD_SECONDS)
     except TimeoutError:
-        process.kill()
-        await process.wait()
         raise _unavailable(f"it took more than {CHILD_SECONDS:.0f} seconds") from None
+    finally:
+        signal_group(process.pid, signal.SIGKILL)
+        await process.wait()
+        await asyncio.to_thread(remove_tree, workdir)
     try:
         return json.loads(output)
     except ValueError as error:
         log.error("students can't be listed", extra={"stderr": errors.decode(errors="replace")[-4000:]})
         raise _unavailable(f"exit status {process.returncode}") from error
-
-
-def _keep(path: Path, answer: Any) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_json(path, answer)
 
 
 def _unavailable(reason: str) -> PunnetError:

@@ -1,0 +1,55 @@
+"""The catalogue of students, asked of the real engine in a child."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from punnet.errors import PunnetError
+from server.students import StudentCatalogue
+
+
+def children_below(folder: Path) -> list[str]:
+    """Processes whose command line names the folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and str(folder).encode() in (entry / "cmdline").read_bytes():
+                found.append(entry.name)
+        except OSError:  # it ended meanwhile
+            continue
+    return found
+
+
+def test_cancelled_question_leaves_no_child(tmp_path: Path) -> None:
+    async def ask_and_go_away() -> None:
+        asking = asyncio.create_task(StudentCatalogue(tmp_path).list(""))
+        while not await asyncio.to_thread(children_below, tmp_path):
+            await asyncio.sleep(0.01)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+
+    asyncio.run(ask_and_go_away())
+    assert children_below(tmp_path) == []
+
+
+@pytest.mark.slow  # the engine imports timm, twice
+def test_one_answer_serves_every_search_and_unknown_names_keep_nothing(tmp_path: Path) -> None:
+    catalogue = StudentCatalogue(tmp_path)
+
+    async def ask() -> None:
+        rows = await catalogue.list("cifar_resnet20")
+        assert [row["name"] for row in rows] == ["cifar_resnet20"]
+        assert rows[0]["parameters"] > 200_000
+        assert {"resnet18", "resnet50"} <= {row["name"] for row in await catalogue.list("ResNet")}
+        assert await catalogue.list("no such student") == []
+        with pytest.raises(PunnetError) as unknown:
+            await catalogue.check("resnet19")
+        assert unknown.value.code == "STUDENT_UNKNOWN"
+        await catalogue.check("auto")
+
+    asyncio.run(ask())
+    assert len(list(tmp_path.rglob("*.json"))) == 1
