@@ -57,7 +57,7 @@ def ensure(data: Path) -> str:
     Raises:
         ServerUnavailable: SERVER_START_FAILED with the log's last lines.
     """
-    data.mkdir(parents=True, exist_ok=True)
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
     address = f"unix:{socket_path(data)}"
     with _starting(data):
         for known in {address, recorded_address(data) or address}:
@@ -102,9 +102,12 @@ def missing_packages() -> list[str]:
 @contextmanager
 def _starting(data: Path) -> Iterator[None]:
     """One client at a time looks and starts; the others find its server. Not the server's own lock, which it holds."""
-    with (data / "start.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    descriptor = os.open(data / "start.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(descriptor)
 
 
 def _start(data: Path, address: str) -> str:

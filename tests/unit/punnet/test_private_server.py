@@ -97,3 +97,15 @@ def test_server_that_dies_at_once_is_reported_with_its_last_words(
     with pytest.raises(ServerUnavailable, match="ModuleNotFoundError: torch") as caught:
         ensure(tmp_path / "data")
     assert caught.value.details["log"] == str(tmp_path / "data" / "server.log")
+
+
+def test_what_a_start_makes_is_its_users_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(private_server, "SERVER_PACKAGES", ("no_such_package",))
+    before = os.umask(0o022)
+    try:
+        with pytest.raises(ServerUnavailable):
+            ensure(tmp_path / "data")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "data" / "start.lock").stat().st_mode & 0o777 == 0o600
