@@ -13,6 +13,7 @@ from punnet.cli_output import artifact_documents, bytes_text, job_document, prin
 from punnet.cli_progress import run_to_end, transfer_bar
 from punnet.client import Client
 from punnet.errors import InvalidRequest
+from punnet.errors_from_rpc import error_from_job
 from punnet.v1 import job_pb2
 
 ID_CHARACTERS = 32
@@ -82,15 +83,32 @@ def download(
 ) -> None:
     """Fetch what a job made, each file verified by its sha256."""
     with Client(server, data=data) as client:
-        job_id = full_id(client, job)
+        found = client.job(full_id(client, job))
+        if found.state in (job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED):
+            raise error_from_job(found)
+        check_folder(out)
         with transfer_bar("downloading") as progress:
-            client.download(job_id, out, progress)
-        found = client.job(job_id)
+            client.download(found.id, out, progress)
+        found = client.job(found.id)  # it may have ended since the first look
     if as_json:
         print_document({"job": found.id, "state": state_name(found), "artifacts": artifact_documents(found)})
         return
     for artifact in found.artifacts:
         typer.echo(f"{out / artifact.path}  {bytes_text(artifact.size)}")
+
+
+def check_folder(out: Path) -> None:
+    """Raises InvalidRequest where a file stands in the way of the folder."""
+    for path in (out, *out.parents):
+        if path.exists():
+            if not path.is_dir():
+                raise InvalidRequest(
+                    f"--out {out}: {path} is a file, not a folder.",
+                    code="REQUEST_INVALID",
+                    remedy="Name a folder; it is made where it is missing.",
+                    details={"field": "out"},
+                )
+            return
 
 
 def full_id(client: Client, start: str) -> str:

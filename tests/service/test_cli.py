@@ -127,7 +127,20 @@ def test_bad_teacher_exits_3_and_names_the_stage(
     assert error["code"].startswith("MODEL_")
     assert error["details"]["stage"] == "intake"
     job = error["details"]["job"]
-    assert document(punnet(shared_server, "watch", job, "--json"), 3)["error"]["code"] == error["code"]
+    for asked in (("watch", job), ("download", job, "--out", folder / "out")):
+        assert document(punnet(shared_server, *asked, "--json"), 3)["error"]["code"] == error["code"]
+
+
+def test_file_in_the_place_of_the_download_folder_is_named(
+    shared_server: RunningServer, pool: str, folder: Path
+) -> None:
+    (folder / "taken").write_text("a letter")
+    jobs = document(punnet(shared_server, "jobs", "--json"))["jobs"]
+    ingest = next(job["job"] for job in jobs if job["kind"] == "INGEST")
+    for out in (folder / "taken", folder / "taken" / "below"):
+        done = punnet(shared_server, "download", ingest, "--out", out, "--json")
+        assert document(done, 2)["error"]["code"] == "REQUEST_INVALID"
+    assert (folder / "taken").read_text() == "a letter"
 
 
 def test_misspelt_choice_exits_2_with_the_choices(
