@@ -257,12 +257,15 @@ class BlobStore:
             file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW)
         except FileNotFoundError:
             file = _create(path)
-        known = hashlib.sha256()
-        position = 0
-        while chunk := os.pread(file, REHASH_BYTES, position):
-            known.update(chunk)
-            position += len(chunk)
-        return Upload(digest=digest, path=path, file=file, size=position, hash=known)
+        upload = Upload(digest=digest, path=path, file=file, size=0, hash=hashlib.sha256())
+        try:
+            while chunk := os.pread(file, REHASH_BYTES, upload.size):
+                upload.hash.update(chunk)
+                upload.size += len(chunk)
+        except OSError:
+            os.close(file)
+            raise
+        return upload
 
     async def _flush(self, upload: Upload) -> None:
         await self._settle(upload)

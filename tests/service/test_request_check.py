@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from punnet.errors import PunnetError
-from punnet.v1 import compression_pb2, options_pb2, pool_pb2
+from punnet.v1 import catalogue_pb2, compression_pb2, options_pb2, pool_pb2
 from server.job_spec import compression_spec, located, readable_paths
 from server.request_check import check_compression, check_ingest
 from tests.service.running_server import RunningServer, image_tar, reason
@@ -217,3 +217,12 @@ def test_student_that_nobody_knows_is_refused_at_the_door(shared_server: Running
     with pytest.raises(grpc.RpcError) as refused:
         shared_server.compression.Compress(wanted)
     assert reason(refused.value)[0] == "STUDENT_UNKNOWN"
+
+
+@pytest.mark.parametrize("part", ["x" * 101, "a\nb"])
+def test_search_for_a_student_names_its_limit(shared_server: RunningServer, part: str) -> None:
+    with pytest.raises(grpc.RpcError) as refused:
+        shared_server.catalogue.ListStudents(catalogue_pb2.ListStudentsRequest(name_contains=part))
+    code, details = reason(refused.value)
+    assert (code, details["field"], details["value"]) == ("REQUEST_INVALID", "name_contains", repr(part)[:80])
+    assert details["limit"] == "at most 100 printable characters"

@@ -229,12 +229,12 @@ def test_stream_that_waits_for_another_takes_no_slot(store: BlobStore, monkeypat
 
 def test_lock_of_a_digest_goes_with_its_last_stream(store: BlobStore) -> None:
     def locks() -> int:
+        gc.collect()
         return sum(isinstance(known, asyncio.Lock) for known in gc.get_objects())
 
     async def scenario() -> None:
         before = locks()
         assert sorted(await asyncio.gather(send(store), send(store))) == [False, True]
-        gc.collect()
         assert locks() == before
 
     asyncio.run(scenario())
