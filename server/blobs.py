@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -32,6 +33,7 @@ DOWNLOAD_CHUNK_BYTES = 512 << 10  # a quarter less processor time than 256 or 1,
 DOWNLOAD_BATCH_BYTES = 1 << 20
 REHASH_BYTES = 1 << 20
 DISK_THREADS = 4
+SYNC_THREADS = 16  # the filesystem commits their syncs together: a thousand files take a third to a half of the time
 CONCURRENT_UPLOADS = 4
 ONE_WRITER_SECONDS = 45.0  # longer than keepalive takes to find a dead client
 
@@ -126,8 +128,9 @@ class BlobStore:
         new = {digest: data for digest, data in zip(digests, contents, strict=True) if digest.sha256 not in there}
         if new:
             check_space(self._partials(tenant), sum(digest.size for digest in new))
-        for folder in {self._put(tenant, digest, data) for digest, data in new.items()}:
-            fsync_folder(folder)
+        with ThreadPoolExecutor(SYNC_THREADS) as threads:
+            folders = set(threads.map(partial(self._put, tenant), new, new.values()))
+            list(threads.map(fsync_folder, folders))
         return [digest.sha256 for digest in digests]
 
     def committed_size(self, tenant: str, digest: Digest) -> tuple[int, bool]:
@@ -306,21 +309,21 @@ class BlobStore:
 
     def _put(self, tenant: str, digest: Digest, data: bytes) -> Path:
         """Write under a name that no other call uses: two may bring the same bytes, or one upload them."""
-        partial = self._partials(tenant) / f"{digest.sha256}.{secrets.token_hex(8)}"
+        unfinished = self._partials(tenant) / f"{digest.sha256}.{secrets.token_hex(8)}"
         try:
-            with os.fdopen(_create(partial), "wb") as file:
+            with os.fdopen(_create(unfinished), "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            return self._publish(tenant, digest, partial)
+            return self._publish(tenant, digest, unfinished)
         finally:
-            partial.unlink(missing_ok=True)
+            unfinished.unlink(missing_ok=True)
 
-    def _publish(self, tenant: str, digest: Digest, partial: Path) -> Path:
+    def _publish(self, tenant: str, digest: Digest, unfinished: Path) -> Path:
         """Make a partial a blob; returns the folder that is still to be synced."""
         path = self._blob(tenant, digest)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.rename(partial, path)
+        os.rename(unfinished, path)
         return path.parent
 
 
