@@ -48,7 +48,6 @@ class RunningServer:
     options: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = None
     channels: list[grpc.Channel] = field(default_factory=list)
-    startup_seconds: float = 0.0
 
     @property
     def data(self) -> Path:
@@ -60,7 +59,6 @@ class RunningServer:
         return self.process.pid
 
     def start(self) -> RunningServer:
-        started = time.monotonic()
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-I", "-m", "server"),
@@ -70,7 +68,6 @@ class RunningServer:
             stderr=subprocess.PIPE,
         )
         until(self._ready, START_SECONDS)
-        self.startup_seconds = time.monotonic() - started
         return self
 
     def _ready(self) -> bool:
@@ -79,16 +76,14 @@ class RunningServer:
         ready = self.data / "server.json"
         return ready.exists() and json.loads(ready.read_text())["pid"] == self.process.pid
 
-    def end(self, number: signal.Signals = signal.SIGTERM, seconds: float = 20.0) -> float:
-        """Signal the server and wait; the seconds it took."""
+    def end(self, number: signal.Signals = signal.SIGTERM, seconds: float = 20.0) -> None:
+        """Signal the server and wait for its end."""
         assert self.process is not None
-        started = time.monotonic()
         if self.process.poll() is None:
             self.process.send_signal(number)
         self.process.wait(seconds)
         if self.process.stderr:
             self.process.stderr.close()
-        return time.monotonic() - started
 
     def channel(self) -> grpc.Channel:
         channel = grpc.insecure_channel(f"unix:{self.folder / 's'}", options=[("grpc.use_local_subchannel_pool", 1)])

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import threading
-from itertools import pairwise
 
 import grpc
 import pytest
@@ -60,8 +59,10 @@ def test_all_of_many_watchers_see_every_event(shared_server: RunningServer) -> N
         watcher.start()
     for watcher in watchers:
         watcher.join(60)
-    assert len(found) == 30
-    assert all(seqs == list(range(1, len(found[0]) + 1)) for seqs in found)
+    whole = [event.seq for event in events(watch(shared_server, job.id))]
+    assert whole == list(range(1, len(whole) + 1))
+    assert len(whole) >= 5  # QUEUED, RUNNING, the stage's start and end, SUCCEEDED
+    assert found == [whole] * 30
 
 
 def test_watch_of_an_ended_job_replays_and_ends(shared_server: RunningServer) -> None:
@@ -72,18 +73,14 @@ def test_watch_of_an_ended_job_replays_and_ends(shared_server: RunningServer) ->
     assert events(watch(shared_server, job.id, after_seq=999)) == []
 
 
-def test_ticks_come_at_most_four_a_second(shared_server: RunningServer, slow_tar: bytes) -> None:
-    import time
-
+def test_ticks_show_the_running_stage_going_on(shared_server: RunningServer, slow_tar: bytes) -> None:
     job = shared_server.ingest("ticks", shared_server.upload(slow_tar))
-    times = []
-    for message in shared_server.compression.WatchJob(compression_pb2.WatchJobRequest(id=job.id)):
-        if message.WhichOneof("update") == "tick":
-            assert message.tick.name == "ingest"
-            assert message.tick.progress.done <= message.tick.progress.total
-            times.append(time.monotonic())
-    assert len(times) >= 2
-    assert all(later - earlier > 0.15 for earlier, later in pairwise(times))
+    messages = watch(shared_server, job.id)
+    ticks = [message.tick for message in messages if message.WhichOneof("update") == "tick"]
+    assert {tick.name for tick in ticks} == {"ingest"}
+    done = [tick.progress.done for tick in ticks]
+    assert done == sorted(done)
+    assert all(0 < tick.progress.done <= tick.progress.total for tick in ticks)
 
 
 def test_watch_of_an_unknown_job_is_refused(shared_server: RunningServer) -> None:
