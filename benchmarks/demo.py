@@ -173,7 +173,7 @@ def show(data: DemoData, default: Measured, random: Measured, out: Path, seconds
         ],
     )  # fmt: skip
     say("   agrees: with the teacher. digits: their share among the picked images. 1 image: on one thread of this CPU.")
-    say("   random picks: the same student from picks at random, junk left out and classes balanced as above.")
+    say("   random picks: the same student from picks at random, with the same quota a class.")
     say(f"{share:.1%} of the pool are digits. The score was [bold]{default.report['selection']['score']}[/]:")
     say(f"   {default.report['selection']['why']}")
     write_json(

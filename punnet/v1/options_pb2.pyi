@@ -128,7 +128,7 @@ class _SelectionRuleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Selecti
     SELECTION_RULE_UNSPECIFIED: _SelectionRule.ValueType  # 0
     """`balanced`."""
     SELECTION_RULE_BALANCED: _SelectionRule.ValueType  # 1
-    """Equal quota for each class of the teacher, filled from the best."""
+    """Equal quota for each class with labelled images, filled from the best."""
     SELECTION_RULE_TOP: _SelectionRule.ValueType  # 2
     """The best, whatever their class."""
     SELECTION_RULE_THRESHOLD: _SelectionRule.ValueType  # 3
@@ -140,7 +140,7 @@ class SelectionRule(_SelectionRule, metaclass=_SelectionRuleEnumTypeWrapper):
 SELECTION_RULE_UNSPECIFIED: SelectionRule.ValueType  # 0
 """`balanced`."""
 SELECTION_RULE_BALANCED: SelectionRule.ValueType  # 1
-"""Equal quota for each class of the teacher, filled from the best."""
+"""Equal quota for each class with labelled images, filled from the best."""
 SELECTION_RULE_TOP: SelectionRule.ValueType  # 2
 """The best, whatever their class."""
 SELECTION_RULE_THRESHOLD: SelectionRule.ValueType  # 3
