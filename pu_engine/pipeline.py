@@ -50,7 +50,7 @@ class Stage:
 INTAKE = Stage(
     name="intake",
     module="pu_engine.intake",
-    schema=2,
+    schema=1,
     reads=("teacher", "external_data", "display_name", "class_names", "images", "preprocessing", "seed"),
     profile="model",
     retries=0,
@@ -62,7 +62,7 @@ SCORING = Stage(
 SELECTION = Stage(
     name="selection",
     module="pu_engine.selection",
-    schema=2,
+    schema=1,
     needs=("intake", "scoring"),
     reads=(
         "pool",

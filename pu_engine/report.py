@@ -16,7 +16,7 @@ from pu_engine.images import decode
 from pu_engine.pool import PoolReader, open_pool
 from pu_engine.preprocessing import image_channels
 from pu_engine.progress import Progress
-from pu_engine.report_data import Results, passed_variants, read_results, report_json, verified_variants
+from pu_engine.report_data import Results, log_lines, passed_variants, read_results, report_json, verified_variants
 from pu_engine.report_page import ClassSamples, Download, device_words, render
 from pu_engine.report_samples import (
     LABELLED,
@@ -33,6 +33,7 @@ from pu_engine.types import Report, ReportInputs
 
 STUDENT_FILES = ("student.safetensors", "student.json", "curve.jsonl")
 SELECTION_FILE = "selection.parquet"
+LOG_FILE = "job.log"
 FONT_CACHE = ".matplotlib"
 
 
@@ -54,8 +55,9 @@ def run(inputs: ReportInputs, out: Path, progress: Progress) -> Report:
     plots = draw(results, rows, Path(inputs.distillation.path) / "curve.jsonl", out / FONT_CACHE)
     page = render(data, downloads(results), samples, plots)
     write_atomic(out / "report.html", page.encode())
+    write_atomic(out / LOG_FILE, "".join(f"{line}\n" for line in log_lines(results)).encode())
     progress.update(1, 1, "report")
-    return Report(artifacts=(*copied, "report.json", "report.html"))
+    return Report(artifacts=(*copied, "report.json", "report.html", LOG_FILE))
 
 
 def copy_artifacts(inputs: ReportInputs, results: Results, out: Path) -> tuple[str, ...]:

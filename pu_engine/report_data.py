@@ -142,6 +142,16 @@ def parity_warnings(training_set: TrainingSet) -> tuple[str, ...]:
     return (f"{compared} were trained on, for too few were left unpicked: the agreement on them flatters the student.",)
 
 
+def log_lines(results: Results) -> list[str]:
+    """What each stage took and warned of, a line each, in the order in which they ran."""
+    lines = []
+    for name, manifest in results.manifests.items():
+        memory = manifest["peak_memory_bytes"] / 2**20
+        lines.append(f"{name}: {manifest['seconds']:.1f} s, {memory:.0f} MiB at most")
+        lines += [f"{name}: warning: {text}" for text in manifest["result"].get("warnings", ())]
+    return lines
+
+
 def conditions(results: Results) -> dict[str, Any]:
     """Where the figures were measured; the provider is the one that scored the pool."""
     return {

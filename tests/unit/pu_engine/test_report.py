@@ -222,6 +222,14 @@ def test_artifacts_are_the_stages_files_byte_for_byte(folder: Path, inputs: Repo
     assert (folder / "selection.parquet").read_bytes() == selection
 
 
+def test_the_log_has_each_stage_with_its_warnings(folder: Path, data: dict[str, Any]) -> None:
+    lines = (folder / "job.log").read_text().splitlines()
+    assert "scoring: 1.5 s, 128 MiB at most" in lines
+    assert [line.split(":")[0] for line in lines if "warning" not in line] == list(report_data.STAGE_NAMES)
+    warned = [line.partition(": warning: ")[2] for line in lines if "warning" in line]
+    assert set(data["warnings"]) <= set(warned)
+
+
 def test_report_json_has_the_promised_keys(data: dict[str, Any]) -> None:
     promised = {"teacher", "student", "stages", "selection", "verdicts", "variants", "warnings", "conditions"}
     assert promised <= set(data)
