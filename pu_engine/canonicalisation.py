@@ -16,7 +16,7 @@ from pu_engine.score_output import ScoreOutput
 from pu_engine.types import Preprocessing, Tap
 
 PROOF_IMAGES = 5
-# Largest difference between k images at once and one by one, relative to the largest score (engines.md, section 3).
+# Largest difference between k images at once and one by one, relative to the largest score.
 BATCH_ERROR = {"float32": 1e-4, "float16": 5e-3, "uint8": 1e-4, "int8": 1e-4}
 PARITY_ERROR = 2e-3  # relative to the largest score
 # A tap on a quantised graph keeps onnxruntime from fusing operators, which then round at other places: 0.022 was

@@ -1,4 +1,4 @@
-"""Default limits of the guard (security.md, section 4), in one place because three modules read them."""
+"""Default limits of the guard, in one place because three modules read them."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ EXIT_UNCONFINED = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """Limits of one kind of child; security.md's table has the measurements."""
+    """Limits of one kind of child."""
 
     address_space_bytes: int
     file_bytes: int = 2 * GIB

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 MESSAGE_BYTES = 4 << 20
 CONCURRENT_CALLS = 512  # above the number of watchers
 END_POLL_SECONDS = 0.01
-# Reasons with figures: service.md section 2, traps 5 to 7.
+# Each of these mends a fault that was reproduced: cut idle streams, large messages, two servers on one port.
 OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),

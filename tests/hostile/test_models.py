@@ -1,4 +1,4 @@
-"""Hostile models (security.md, section 3), each with a benign twin; the guard refuses in little memory."""
+"""Hostile models, each with a benign twin; the guard refuses in little memory."""
 
 from __future__ import annotations
 
