@@ -35,6 +35,7 @@ import google_crc32c
 import grpc
 from PIL import Image
 
+from punnet.connection import OPTIONS
 from punnet.v1 import (
     blob_pb2,
     blob_pb2_grpc,
@@ -136,10 +137,11 @@ def time_download(stub: blob_pb2_grpc.BlobServiceStub, sha256: str, target: Path
 
     def store(batch: list[blob_pb2.DownloadBlobResponse]) -> None:
         for answer in batch:
-            if google_crc32c.value(answer.data) != answer.crc32c:
+            data = answer.data  # every reading of the field copies it
+            if google_crc32c.value(data) != answer.crc32c:
                 raise RuntimeError("a chunk differs from its CRC32C")
-            known.update(answer.data)
-            file.write(answer.data)
+            known.update(data)
+            file.write(data)
 
     with target.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as thread:
         answers = stub.DownloadBlob(blob_pb2.DownloadBlobRequest(sha256=sha256))
@@ -380,7 +382,7 @@ def main() -> int:
     state = conditions(options.mib, options.pairs)
     process, startup = start_server(folder)
     try:
-        with grpc.insecure_channel(f"unix:{folder / 's'}") as channel:
+        with grpc.insecure_channel(f"unix:{folder / 's'}", options=OPTIONS) as channel:
             rows = run_pairs(folder, channel, options.mib, options.pairs)
         milliseconds, lost = run_latency(f"unix:{folder / 's'}")
         rss = peak_rss_mib(process.pid)
