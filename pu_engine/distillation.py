@@ -86,6 +86,7 @@ def describe(name: str, module: nn.Module, arrays: TrainingSet, class_names: tup
             dtype="float32",
             height=arrays.size,
             width=arrays.size,
+            fit=arrays.fit,
         ),
         class_names=class_names,
     )

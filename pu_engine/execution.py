@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import resource
 import time
 import typing
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pu_engine.jsonform import from_json
+from pu_engine.peak_memory import peak_bytes
 from pu_engine.pipeline import ENGINE_VERSION, Stage, installed_versions
 from pu_engine.progress import Progress
 from pu_engine.results import MANIFEST, build_manifest, files_below, fsync_files, fsync_folder, write_atomic
@@ -37,7 +37,7 @@ def execute(stage: Stage, workdir: Path, inputs: Mapping[str, Any], progress: Pr
         "schema": stage.schema,
         "engine": ENGINE_VERSION,
         "seconds": time.monotonic() - started,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": peak_bytes(),
         "versions": installed_versions(),
     }
     manifest = build_manifest(partial, result, extra)

@@ -46,8 +46,9 @@ def run(inputs: GatheringInputs, out: Path, progress: Progress) -> TrainingSet:
     picked = _picked_rows(Path(inputs.selection.path) / "selection.parquet", pool)
     parity = parity_rows(picked, pool.pool.images, inputs.seed)
     total = len(entries) + picked.size + parity.size
-    writer = _PartWriter(out, (size, size, channels), workers=inputs.threads, total=total, progress=progress)
-
+    writer = _PartWriter(
+        out, (size, size, channels), teacher.preprocessing.fit, workers=inputs.threads, total=total, progress=progress
+    )
     for part, rows in (("picked", picked), ("parity", parity)):
         writer.write(part, rows.size, (data for _, data in pool.read(rows)))
         _write_targets(out, part, (rows.size, teacher.classes), _pool_logits(scoring, pool, rows))
@@ -64,6 +65,7 @@ def run(inputs: GatheringInputs, out: Path, progress: Progress) -> TrainingSet:
     held_out_count = sum(entry.held_out for entry in entries)
     return TrainingSet(
         size=size,
+        fit=teacher.preprocessing.fit,
         channels=channels,
         classes=teacher.classes,
         labelled=len(entries) - held_out_count,
@@ -91,9 +93,12 @@ def parity_rows(picked: NDArray[np.int64], pool_images: int, seed: int) -> NDArr
 class _PartWriter:
     """Writes the images of one part after another, with one progress over all."""
 
-    def __init__(self, out: Path, shape: tuple[int, int, int], *, workers: int, total: int, progress: Progress) -> None:
+    def __init__(
+        self, out: Path, shape: tuple[int, int, int], fit: str, *, workers: int, total: int, progress: Progress
+    ) -> None:
         self._out = out
         self._shape = shape
+        self._fit = fit
         self._workers = workers
         self._progress = progress
         self._done, self._total = 0, total
@@ -107,7 +112,7 @@ class _PartWriter:
                 self._progress.update(self._done, self._total, "images")
 
     def _decode(self, batch: list[bytes]) -> Pixels:
-        return np.stack([decode_resized(data, *self._shape) for data in batch])
+        return np.stack([decode_resized(data, *self._shape, self._fit) for data in batch])
 
 
 def _labelled_entries(intake: Path) -> tuple[LabelledEntry, ...]:

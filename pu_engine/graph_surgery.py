@@ -27,6 +27,8 @@ NORMALISERS = ("Softmax", "LogSoftmax", "Sigmoid")
 # Operators between a normaliser and the output that keep which value belongs to which class.
 TRANSPARENT = ("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "QuantizeLinear", "DequantizeLinear", "ZipMap")
 SHAPE_READERS = ("Shape", "Size")
+# They scale a whole batch by its largest value: an image's scores depend on its neighbours.
+BATCH_DEPENDENT = ("DynamicQuantizeLinear", "DynamicQuantizeMatMul")
 LOWEST_PROBABILITY = 1e-12  # log(0) would be no logit
 OPSET_WITH_CLIP_INPUTS = 11
 

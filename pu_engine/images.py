@@ -25,6 +25,7 @@ ORIENTATION_TAG = 0x0112
 CMYK_COMPONENTS = 4
 SUBSAMPLING = {"4:4:4": "444", "4:2:2": "422", "4:2:0": "420", "4:4:0": "440", "4:1:1": "411", "gray": "Gray"}
 RGB, GRAY = 3, 1
+CROP_SHARE = 7 / 8  # of the shorter side, as ImageNet classifiers are evaluated
 
 # libjpeg's scale: below 50 the table grows by 50 / quality, above it shrinks linearly to ones.
 _SCALES = np.array([5000 // quality if quality < 50 else 200 - 2 * quality for quality in range(1, 101)])
@@ -92,9 +93,25 @@ def resize(image: Pixels, height: int, width: int) -> Pixels:
     return resized.reshape(height, width, image.shape[2])
 
 
-def decode_resized(data: bytes, height: int, width: int, channels: int) -> Pixels:
-    """`decode`, then `resize`: [height, width, channels] uint8."""
-    return resize(decode(data, channels), height, width)
+def decode_resized(data: bytes, height: int, width: int, channels: int, fit: str = "stretch") -> Pixels:
+    """`decode`, then `resize` of the whole image, or of its centre where `fit` is "crop": [height, width, channels]."""
+    image = decode(data, channels)
+    return resize(crop_centre(image, height, width) if fit == "crop" else image, height, width)
+
+
+def crop_centre(image: Pixels, height: int, width: int) -> Pixels:
+    """The centre of an image that is seen when it is cut, not stretched, to height x width.
+
+    It is what a resize of the shorter side to 8/7 and a crop of the centre would leave, to a pixel.
+
+    Returns:
+        [h, w, C] uint8, a view, with the aspect ratio of height x width.
+    """
+    rows, columns = image.shape[:2]
+    unit = CROP_SHARE * min(rows / height, columns / width)
+    h, w = max(1, round(height * unit)), max(1, round(width * unit))
+    top, left = (rows - h) // 2, (columns - w) // 2
+    return image[top : top + h, left : left + w]
 
 
 def jpeg_quality(data: bytes) -> tuple[int, str] | None:

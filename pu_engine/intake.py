@@ -3,30 +3,54 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from pu_engine import canonicalisation, conventions, forward, graph_surgery, guard, guard_limits, labels, probe
+from pu_engine import (
+    canonicalisation,
+    class_columns,
+    convention_search,
+    conventions,
+    forward,
+    graph_surgery,
+    guard,
+    guard_limits,
+    labels,
+    probe,
+    scalar_inputs,
+    trials,
+)
 from pu_engine.agreement import wilson_interval
 from pu_engine.canonicalisation import Canonical
-from pu_engine.conventions import Trial
+from pu_engine.convention_search import Answer, Families, Question
+from pu_engine.errors import EngineError
 from pu_engine.jsonform import to_json
 from pu_engine.labels import ClassOrder
-from pu_engine.preprocessing import image_channels, model_input
+from pu_engine.preprocessing import model_input
 from pu_engine.progress import Progress
 from pu_engine.results import write_atomic
-from pu_engine.types import IntakeInputs, LabelledEntry, Preprocessing, Teacher
+from pu_engine.scalar_inputs import Binding
+from pu_engine.trials import Trial
+from pu_engine.types import IntakeInputs, LabelledEntry, StatedPreprocessing, Teacher
 
 STEPS = 5
-# A probe's cost is bounded in multiply-accumulates, not seconds: the same file gets the same images on any machine.
-PROBE_MACS = 60e9
-SCREENED_IMAGES, PROBED_IMAGES = (20, 60), (40, 200)  # fewest and most
-FINALISTS = 6
-IMAGES_PER_CLASS = 3  # tried for teachers of many classes, beyond the usual most
+LOW_ACCURACY = 0.5  # an interval that ends below it is worth a warning
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One way to bind the teacher's scalar inputs, and what the labelled images say of it."""
+
+    values: Mapping[str, float]  # of the scalar inputs
+    original: Any  # the guarded model with the image as its only input
+    source: graph_surgery.ModelInput
+    canonical: Canonical
+    answer: Answer
+    rivals: tuple[Trial, ...]  # without what the user stated
 
 
 def run(inputs: IntakeInputs, out: Path, progress: Progress) -> Teacher:
@@ -37,34 +61,26 @@ def run(inputs: IntakeInputs, out: Path, progress: Progress) -> Teacher:
     Raises:
         EngineError: what the guard, the images or the probe refuse.
     """
-    original = _vetted(inputs)
+    vetted = _vetted(inputs)
     progress.update(1, STEPS, "step")
     found = probe.catalogue(inputs.images, inputs.seed)
-    source = graph_surgery.image_input(original)
-    candidates = _candidates(original, source, found, inputs)
     progress.update(2, STEPS, "step")
-    canonical = canonicalisation.canonicalise(
-        original,
-        candidates[0],
-        labels=len(found.names),
-        stated=len(inputs.class_names),
-        seed=inputs.seed,
-        threads=inputs.threads,
-    )
+    chosen = _best_attempt(vetted, found, inputs)
     progress.update(3, STEPS, "step")
-    images, image_labels, trials = _probe(canonical, candidates, found, inputs)
-    best, hypotheses = trials[0], conventions.table(trials, image_labels)
-    few = conventions.check_above_chance(best.scores, best.order, image_labels, hypotheses)
-    labels.check_seen(best.scores, image_labels, best.order)
+    canonical, answer = chosen.canonical, chosen.answer
+    best, hypotheses = answer.trials[0], trials.table(_shown(chosen), answer.labels)
+    few = trials.check_above_chance(best.scores, best.order, answer.labels, hypotheses)
+    trials.check_costly_ties(answer.trials, answer.labels)
+    labels.check_seen(best.scores, answer.labels, best.order)
+    values = model_input(answer.pixels, best.preprocessing)
+    canonicalisation.check_parity(chosen.original, canonical, values, best.scores, inputs.threads)
     progress.update(4, STEPS, "step")
-    values = model_input(images, best.preprocessing)
-    canonicalisation.check_parity(original, canonical, values, best.scores, inputs.threads)
     _write(out, canonical, found, best.order)
-    warnings = (*found.warnings, *few, *_warnings(canonical, source, found, trials))
+    warnings = (*found.warnings, *few, *_warnings(chosen, found))
     for text in warnings:
         progress.warn(text)
     progress.update(STEPS, STEPS, "step")
-    low, high = wilson_interval(hypotheses[0].accuracy, len(image_labels))
+    low, high = wilson_interval(hypotheses[0].accuracy, len(answer.labels))
     return Teacher(
         preprocessing=best.preprocessing,
         output=canonical.output.kind,
@@ -76,12 +92,13 @@ def run(inputs: IntakeInputs, out: Path, progress: Progress) -> Teacher:
         accuracy=hypotheses[0].accuracy,
         accuracy_low=low,
         accuracy_high=high,
-        images=len(image_labels),
+        images=len(answer.labels),
         hypotheses=hypotheses,
+        scalar_inputs=chosen.values,
         parameters=canonical.parameters,
         macs=canonical.macs,
-        opset=graph_surgery.opset(original),
-        producer=f"{original.producer_name} {original.producer_version}".strip(),
+        opset=graph_surgery.opset(vetted),
+        producer=f"{vetted.producer_name} {vetted.producer_version}".strip(),
         teacher_sha256=inputs.teacher.sha256,
         teacher_bytes=Path(inputs.teacher.path).stat().st_size,
         display_name=inputs.display_name,
@@ -101,50 +118,90 @@ def _vetted(inputs: IntakeInputs) -> Any:
     return model
 
 
-def _candidates(
-    original: Any, source: graph_surgery.ModelInput, found: probe.Catalogue, inputs: IntakeInputs
-) -> list[Preprocessing]:
-    layout = conventions.layout(original, source, inputs.preprocessing)
-    shape = conventions.image_shape(source, layout, inputs.preprocessing, found.native)
-    return conventions.hypotheses(layout, source.dtype, shape, inputs.preprocessing)
+def _best_attempt(vetted: Any, found: probe.Catalogue, inputs: IntakeInputs) -> Attempt:
+    """The most likely attempt; there is only one for a model whose image is its only input.
+
+    Raises:
+        EngineError: of the first binding, where none works.
+    """
+    attempts, errors = [], []
+    for binding in scalar_inputs.bindings(vetted):
+        try:
+            attempts.append(_attempt(binding, found, inputs))
+        except EngineError as error:
+            errors.append(error)
+    if not attempts:
+        raise errors[0]
+    return min(attempts, key=lambda attempt: attempt.answer.trials[0].cost)
 
 
-def _probe(
-    canonical: Canonical, candidates: Sequence[Preprocessing], found: probe.Catalogue, inputs: IntakeInputs
-) -> tuple[NDArray[np.uint8], list[str], list[Trial]]:
-    """Screen all hypotheses on few images, then rank the best of them on more."""
+def _attempt(binding: Binding, found: probe.Catalogue, inputs: IntakeInputs) -> Attempt:
+    source = graph_surgery.image_input(binding.model)
+    original = class_columns.joined(binding.model)
+    stated = inputs.preprocessing
+    families = _families(original, source, found, stated)
+    example = families[0][0]
+    canonical = canonicalisation.canonicalise(
+        original,
+        example,
+        labels=len(found.names),
+        stated=len(inputs.class_names),
+        seed=inputs.seed,
+        threads=inputs.threads,
+    )
     session = forward.stranger_session(canonical.model, inputs.threads)
 
     def run_scores(values: NDArray[Any]) -> NDArray[Any]:
         return forward.run_rows(session, values, canonical.batch)[0]
 
-    few = _affordable(canonical.macs * len(candidates), SCREENED_IMAGES, len(found.names))
-    many = max(few, _affordable(canonical.macs * FINALISTS, PROBED_IMAGES, len(found.names)))
-    chosen = probe.choose(found, many, inputs.seed)
-    first = candidates[0]
-    images = probe.decode(inputs.images, chosen, first.height, first.width, image_channels(first))
-    image_labels = [found.labels[index] for index in chosen]
-    orders = labels.candidate_orders(found.names, inputs.class_names, canonical.output.classes)
-    screened = conventions.try_all(run_scores, images[:few], image_labels[:few], candidates, orders)
-    finalists = [trial.preprocessing for trial in screened[:FINALISTS]]
-    return images, image_labels, conventions.try_all(run_scores, images, image_labels, finalists, orders)
+    question = Question(
+        run=run_scores,
+        macs=canonical.macs,
+        images=inputs.images,
+        found=found,
+        orders=labels.candidate_orders(found.names, inputs.class_names, canonical.output.classes),
+        seed=inputs.seed,
+    )
+    resized = found.sizes > 1 or found.native != (example.height, example.width)
+    answer = convention_search.search(question, families, crops=resized and stated.fit is None)
+    rivals: tuple[Trial, ...] = ()
+    if conventions.is_stated(stated):
+        open_question = _families(original, source, found, _only_shape(stated, example.layout))
+        rivals = convention_search.search(question, open_question, crops=resized).trials
+    return Attempt(
+        values=binding.values, original=original, source=source, canonical=canonical, answer=answer, rivals=rivals
+    )
 
 
-def _affordable(macs: int, bounds: tuple[int, int], classes: int) -> int:
-    """Images to run, for so many multiply-accumulates an image; more of them for many classes."""
-    fewest, most = bounds
-    return int(np.clip(PROBE_MACS / max(1, macs), fewest, max(most, min(IMAGES_PER_CLASS * classes, 4 * most))))
+def _families(
+    model: Any, source: graph_surgery.ModelInput, found: probe.Catalogue, stated: StatedPreprocessing
+) -> Families:
+    layout = conventions.layout(model, source, stated)
+    shape = conventions.image_shape(source, layout, stated, found.native)
+    return conventions.hypotheses(layout, source.dtype, shape, stated)
 
 
-def _warnings(
-    canonical: Canonical, source: graph_surgery.ModelInput, found: probe.Catalogue, trials: Sequence[Trial]
-) -> list[str]:
+def _only_shape(stated: StatedPreprocessing, layout: str) -> StatedPreprocessing:
+    """The statement less what the images can contradict; gray stays gray, as it is a matter of shape."""
+    gray = "GRAY" if stated.channels == "GRAY" else None
+    return StatedPreprocessing(layout=layout, channels=gray, height=stated.height, width=stated.width)
+
+
+def _shown(attempt: Attempt) -> list[Trial]:
+    """The trials, then those without what the user stated."""
+    shown = list(attempt.answer.trials)
+    there = {trial.preprocessing for trial in shown}
+    return shown + [trial for trial in attempt.rivals if trial.preprocessing not in there]
+
+
+def _warnings(attempt: Attempt, found: probe.Catalogue) -> list[str]:
     """What the user should know, though the teacher can be used."""
-    best = trials[0]
-    warnings = []
-    if canonical.batch is not None:
-        warnings.append(f"The teacher can't be run at any batch size; it is always run at {canonical.batch}.")
-    if None in source.dims[1:]:
+    canonical, best = attempt.canonical, attempt.answer.trials[0]
+    warnings = _batch_warnings(attempt)
+    if attempt.values:
+        values = scalar_inputs.described(attempt.values)
+        warnings.append(f"The teacher has inputs beside the image; they are set to what suits the images: {values}.")
+    if None in attempt.source.dims[1:]:
         size = f"{best.preprocessing.height} x {best.preprocessing.width}"
         warnings.append(f"The teacher leaves its image size open; {size} is used. State height and width to change it.")
     without = canonical.output.classes - len(found.names) - max(0, best.order.offset)
@@ -155,12 +212,45 @@ def _warnings(
         warnings.append(f"Output {gap} is taken for the class without labelled images; state class_names to fix it.")
     if best.order.source == "assigned":
         warnings.append("Which output belongs to which label was found from the images; state class_names to fix it.")
+    return warnings + _accuracy_warnings(attempt) + _tie_warnings(attempt)
+
+
+def _batch_warnings(attempt: Attempt) -> list[str]:
+    batch = attempt.canonical.batch
+    if batch is None:
+        return []
+    if any(node.op_type in graph_surgery.BATCH_DEPENDENT for node in attempt.canonical.model.graph.node):
+        return [f"The teacher's quantisation follows the batch that it is given; it is always run at batch {batch}."]
+    return [f"The teacher can't be run at any batch size; it is always run at {batch}."]
+
+
+def _accuracy_warnings(attempt: Attempt) -> list[str]:
+    best, labelled = attempt.answer.trials[0], attempt.answer.labels
+    share = labels.unfitted_accuracy(best.scores, best.order, labelled)
+    if wilson_interval(share, len(labelled))[1] >= LOW_ACCURACY:
+        return []
+    text = f"The teacher is right on only {share:.1%} of {len(labelled)} labelled images."
+    return [f"{text} Check that they are of its task and rightly labelled: a student learns what its teacher says."]
+
+
+def _tie_warnings(attempt: Attempt) -> list[str]:
+    best, count = attempt.answer.trials[0], len(attempt.answer.labels)
     predictions = best.scores.argmax(axis=1)
-    for tied in conventions.ties(trials):
-        agreement = (tied.scores.argmax(axis=1) == predictions).mean()
+    tied = [
+        f"{conventions.name(trial.preprocessing)} ({(trial.scores.argmax(axis=1) == predictions).mean():.1%})"
+        for trial in trials.ties(attempt.answer.trials)
+    ]
+    warnings = []
+    if tied:
         warnings.append(
-            f"The images can't tell {conventions.describe(tied.preprocessing)} from the preprocessing found; "
-            f"predictions agree on {agreement:.1%}."
+            f"{count} labelled images can't tell the preprocessing found, {conventions.name(best.preprocessing)}, from "
+            f"others whose predictions agree with it on so many of them: {', '.join(tied)}. State it if you know it."
+        )
+    rival = next(iter(attempt.rivals), None)
+    if rival is not None and trials.significantly_better(rival, best):
+        warnings.append(
+            f"The stated preprocessing is used, but {conventions.describe(rival.preprocessing)} suits the labelled "
+            f"images better: log loss {rival.nll:.3f} against {best.nll:.3f}. Leave the statement out to use it."
         )
     return warnings
 

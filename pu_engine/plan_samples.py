@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 import statistics
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +13,7 @@ import numpy as np
 
 from pu_engine.errors import EngineError
 from pu_engine.images import decode_resized
+from pu_engine.peak_memory import peak_bytes
 from pu_engine.pool import PoolReader
 from pu_engine.prefetch import prefetched
 from pu_engine.preprocessing import image_channels
@@ -125,6 +124,7 @@ def time_student(inputs: PlanInputs, teacher: Teacher, side: int, scratch: Path)
     )
     arrays = TrainingSet(
         size=side,
+        fit=teacher.preprocessing.fit,
         channels=channels,
         classes=classes,
         labelled=count,
@@ -149,9 +149,3 @@ def time_student(inputs: PlanInputs, teacher: Teacher, side: int, scratch: Path)
     gaps = np.diff(clock.ends)[UNTIMED_STEPS - 1 :]
     step = Timed(seconds_each=statistics.median(gaps.tolist()), peak_bytes=peak_bytes(), sample=len(gaps))
     return TimedStudent(name=name, parameters=spec.parameters, macs=spec.macs, step=step)
-
-
-def peak_bytes() -> int:
-    """The largest resident memory of this process so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from pu_engine import held_out, images, labelled
 from pu_engine.errors import EngineError
-from pu_engine.types import LabelledImages
+from pu_engine.preprocessing import image_channels
+from pu_engine.types import LabelledImages, Preprocessing
 
 FEW_IMAGES = 5
 
@@ -26,6 +27,7 @@ class Catalogue:
     digests: tuple[str, ...]  # sha256 of each image's bytes
     held_out: tuple[bool, ...]
     native: tuple[int, int]  # height and width that most images have
+    sizes: int  # different heights and widths
     warnings: tuple[str, ...]
 
     @property
@@ -71,6 +73,7 @@ def catalogue(source: LabelledImages, seed: int) -> Catalogue:
         digests=tuple(digests),
         held_out=tuple(put_aside),
         native=max(sizes, key=lambda size: (sizes[size], size)),
+        sizes=len(sizes),
         warnings=tuple(warnings),
     )
 
@@ -89,15 +92,16 @@ def choose(found: Catalogue, count: int, seed: int) -> list[int]:
     return rounds[:count]
 
 
-def decode(source: LabelledImages, chosen: Sequence[int], height: int, width: int, channels: int) -> NDArray[np.uint8]:
-    """[n, H, W, C] uint8 of the chosen images, in the order of `chosen`.
+def decode(source: LabelledImages, chosen: Sequence[int], how: Preprocessing) -> NDArray[np.uint8]:
+    """[n, H, W, C] uint8 of the chosen images as a preprocessing fits them, in the order of `chosen`.
 
     Raises:
         EngineError: IMAGE_REJECTED.
     """
     place = {index: row for row, index in enumerate(chosen)}
-    pixels = np.zeros((len(chosen), height, width, channels), np.uint8)
+    channels = image_channels(how)
+    pixels = np.zeros((len(chosen), how.height, how.width, channels), np.uint8)
     for index, item in enumerate(labelled.read(source)):
         if index in place:
-            pixels[place[index]] = images.decode_resized(item.data, height, width, channels)
+            pixels[place[index]] = images.decode_resized(item.data, how.height, how.width, channels, how.fit)
     return pixels

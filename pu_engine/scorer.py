@@ -72,7 +72,7 @@ class Scorer:
         """
         size = self.teacher.preprocessing
         channels = image_channels(size)
-        clean = np.stack([decode_resized(data, size.height, size.width, channels) for data in images])
+        clean = np.stack([decode_resized(data, size.height, size.width, channels, size.fit) for data in images])
         logits, features = self._run(clean)
         mirrored, _ = self._run(clean[:, :, ::-1])
         views = [features]

@@ -55,6 +55,7 @@ class StatedPreprocessing:
     std: tuple[float, ...] | None = None
     height: int | None = None
     width: int | None = None
+    fit: str | None = None  # stretch | crop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +70,7 @@ class Preprocessing:
     dtype: str  # float32 | float16 | uint8 | int8
     height: int
     width: int
+    fit: str = "stretch"  # to height x width; or "crop": the centre, 7/8 of the shorter side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +86,14 @@ class Tap:
 class Hypothesis:
     """One preprocessing that was tried, with what the labelled images said of it."""
 
+    name: str  # of the published convention
     preprocessing: Preprocessing
     nll: float
     accuracy: float
-    agreement: float
+    accuracy_low: float  # Wilson's interval of 95 %
+    accuracy_high: float
+    agreement: float  # of its predictions with those of the first
+    tied: bool = False  # the images can't tell it from the first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +135,7 @@ class Teacher:
     teacher_sha256: str
     teacher_bytes: int
     display_name: str
+    scalar_inputs: Mapping[str, float] = field(default_factory=dict)  # beside the image, and what they were set to
     warnings: tuple[str, ...] = ()
 
 
@@ -266,6 +273,7 @@ class TrainingSet:
     """
 
     size: int
+    fit: str  # of the teacher's preprocessing
     channels: int
     classes: int
     labelled: int

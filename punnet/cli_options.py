@@ -69,6 +69,9 @@ Std = Annotated[
 ]
 InputHeight = Annotated[int | None, typer.Option("--input-height", rich_help_panel=_TEACHER, help="Pixels.")]
 InputWidth = Annotated[int | None, typer.Option("--input-width", rich_help_panel=_TEACHER, help="Pixels.")]
+Fit = Annotated[
+    str | None, typer.Option("--fit", rich_help_panel=_TEACHER, help=_choice("fit", "How images are resized"))
+]
 
 Student = Annotated[
     str | None,

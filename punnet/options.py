@@ -29,6 +29,7 @@ class InspectOptions(TypedDict, total=False):
     std: Sequence[float]
     input_height: int
     input_width: int
+    fit: str  # stretch | crop
     class_names: Sequence[str]
     seed: int
     request_id: str
@@ -70,6 +71,7 @@ _FIELDS: Mapping[type[Message], Mapping[str, str]] = {
         "std": "std",
         "height": "input_height",
         "width": "input_width",
+        "fit": "fit",
     },
     options_pb2.StudentOptions: {
         "name": "student",
@@ -101,6 +103,7 @@ _FIELDS: Mapping[type[Message], Mapping[str, str]] = {
 _ENUMS: Mapping[str, tuple[_Enum, str]] = {
     "layout": (options_pb2.Layout, "LAYOUT_"),
     "channels": (options_pb2.ChannelOrder, "CHANNEL_ORDER_"),
+    "fit": (options_pb2.Fit, "FIT_"),
     "score": (options_pb2.Score, "SCORE_"),
     "rule": (options_pb2.SelectionRule, "SELECTION_RULE_"),
     "class_weights": (options_pb2.ClassWeights, "CLASS_WEIGHTS_"),

@@ -19,6 +19,7 @@ CHANNELS = {
     options_pb2.CHANNEL_ORDER_BGR: "BGR",
     options_pb2.CHANNEL_ORDER_GRAY: "GRAY",
 }
+FITS = {options_pb2.FIT_STRETCH: "stretch", options_pb2.FIT_CROP: "crop"}
 SCORES = {
     options_pb2.SCORE_AUTO: "auto",
     options_pb2.SCORE_E2: "e2",
@@ -93,6 +94,7 @@ def inspection_spec(request: compression_pb2.CompressRequest | catalogue_pb2.Ins
         std=list(stated.std),
         height=stated.height,
         width=stated.width,
+        fit=FITS.get(stated.fit),
     )
     spec = _set_fields(
         external_data={name: _file(sha256) for name, sha256 in sorted(teacher.external_data.items())},

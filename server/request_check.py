@@ -177,6 +177,7 @@ def _images_content(images: options_pb2.LabelledImages, source: str | None) -> N
 def _preprocessing(stated: options_pb2.Preprocessing) -> None:
     _known("preprocessing.layout", options_pb2.Layout, stated.layout)
     _known("preprocessing.channels", options_pb2.ChannelOrder, stated.channels)
+    _known("preprocessing.fit", options_pb2.Fit, stated.fit)
     _number("preprocessing.scale", stated.scale, least=0.0)
     _whole("preprocessing.height", stated.height, 4, 4096)
     _whole("preprocessing.width", stated.width, 4, 4096)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17punnet/v1/options.proto\x12\tpunnet.v1\"\xb6\x01\n\x07Teacher\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12;\n\rexternal_data\x18\x02 \x03(\x0b\x32$.punnet.v1.Teacher.ExternalDataEntry\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x13\n\x0b\x63lass_names\x18\x04 \x03(\t\x1a\x33\n\x11\x45xternalDataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x90\x01\n\x0eLabelledImages\x12)\n\x06inline\x18\x01 \x01(\x0b\x32\x17.punnet.v1.InlineImagesH\x00\x12&\n\x05\x62lobs\x18\x02 \x01(\x0b\x32\x15.punnet.v1.ImageBlobsH\x00\x12!\n\x03tar\x18\x03 \x01(\x0b\x32\x12.punnet.v1.TarBlobH\x00\x42\x08\n\x06source\"6\n\x0cInlineImages\x12&\n\x06images\x18\x01 \x03(\x0b\x32\x16.punnet.v1.InlineImage\"*\n\x0bInlineImage\x12\r\n\x05label\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"2\n\nImageBlobs\x12$\n\x06images\x18\x01 \x03(\x0b\x32\x14.punnet.v1.ImageBlob\"*\n\tImageBlob\x12\r\n\x05label\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\"\x19\n\x07TarBlob\x12\x0e\n\x06sha256\x18\x01 \x01(\t\"\xa6\x01\n\rPreprocessing\x12!\n\x06layout\x18\x01 \x01(\x0e\x32\x11.punnet.v1.Layout\x12)\n\x08\x63hannels\x18\x02 \x01(\x0e\x32\x17.punnet.v1.ChannelOrder\x12\r\n\x05scale\x18\x03 \x01(\x01\x12\x0c\n\x04mean\x18\x04 \x03(\x01\x12\x0b\n\x03std\x18\x05 \x03(\x01\x12\x0e\n\x06height\x18\x06 \x01(\x05\x12\r\n\x05width\x18\x07 \x01(\x05\"n\n\x0eStudentOptions\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x05\x12\x16\n\x0emax_parameters\x18\x03 \x01(\x03\x12\x10\n\x08max_macs\x18\x04 \x01(\x03\x12\x16\n\x0emax_latency_ms\x18\x05 \x01(\x01\"\x8c\x01\n\x10SelectionOptions\x12\x1f\n\x05score\x18\x01 \x01(\x0e\x32\x10.punnet.v1.Score\x12&\n\x04rule\x18\x02 \x01(\x0e\x32\x18.punnet.v1.SelectionRule\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\x12\x11\n\tthreshold\x18\x04 \x01(\x01\x12\r\n\x05prior\x18\x05 \x01(\x01\"\xe8\x01\n\x13\x44istillationOptions\x12\r\n\x05steps\x18\x01 \x01(\x05\x12\x12\n\nbatch_size\x18\x02 \x01(\x05\x12\x15\n\rlearning_rate\x18\x03 \x01(\x01\x12\x13\n\x0btemperature\x18\x04 \x01(\x01\x12\x16\n\x0elabelled_share\x18\x05 \x01(\x01\x12\x19\n\x0clabel_weight\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12.\n\rclass_weights\x18\x07 \x01(\x0e\x32\x17.punnet.v1.ClassWeights\x12\x0e\n\x06radius\x18\x08 \x01(\x01\x42\x0f\n\r_label_weight\"3\n\rExportOptions\x12\x0f\n\x07targets\x18\x01 \x03(\t\x12\x11\n\tmax_batch\x18\x02 \x01(\x05*S\n\x06Layout\x12\x16\n\x12LAYOUT_UNSPECIFIED\x10\x00\x12\x0f\n\x0bLAYOUT_NCHW\x10\x01\x12\x0f\n\x0bLAYOUT_NHWC\x10\x02\x12\x0f\n\x0bLAYOUT_FLAT\x10\x03*s\n\x0c\x43hannelOrder\x12\x1d\n\x19\x43HANNEL_ORDER_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43HANNEL_ORDER_RGB\x10\x01\x12\x15\n\x11\x43HANNEL_ORDER_BGR\x10\x02\x12\x16\n\x12\x43HANNEL_ORDER_GRAY\x10\x03*\xa4\x01\n\x05Score\x12\x15\n\x11SCORE_UNSPECIFIED\x10\x00\x12\x0e\n\nSCORE_AUTO\x10\x01\x12\x0c\n\x08SCORE_E2\x10\x02\x12\x0c\n\x08SCORE_PU\x10\x03\x12\x10\n\x0cSCORE_ENERGY\x10\x04\x12\x1e\n\x1aSCORE_RELATIVE_MAHALANOBIS\x10\x05\x12\x14\n\x10SCORE_CONFIDENCE\x10\x06\x12\x10\n\x0cSCORE_RANDOM\x10\x07*\x82\x01\n\rSelectionRule\x12\x1e\n\x1aSELECTION_RULE_UNSPECIFIED\x10\x00\x12\x1b\n\x17SELECTION_RULE_BALANCED\x10\x01\x12\x16\n\x12SELECTION_RULE_TOP\x10\x02\x12\x1c\n\x18SELECTION_RULE_THRESHOLD\x10\x03*\x8c\x01\n\x0c\x43lassWeights\x12\x1d\n\x19\x43LASS_WEIGHTS_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43LASS_WEIGHTS_NONE\x10\x01\x12\x17\n\x13\x43LASS_WEIGHTS_PAPER\x10\x02\x12\x16\n\x12\x43LASS_WEIGHTS_CHI2\x10\x03\x12\x14\n\x10\x43LASS_WEIGHTS_KL\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17punnet/v1/options.proto\x12\tpunnet.v1\"\xb6\x01\n\x07Teacher\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12;\n\rexternal_data\x18\x02 \x03(\x0b\x32$.punnet.v1.Teacher.ExternalDataEntry\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x13\n\x0b\x63lass_names\x18\x04 \x03(\t\x1a\x33\n\x11\x45xternalDataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x90\x01\n\x0eLabelledImages\x12)\n\x06inline\x18\x01 \x01(\x0b\x32\x17.punnet.v1.InlineImagesH\x00\x12&\n\x05\x62lobs\x18\x02 \x01(\x0b\x32\x15.punnet.v1.ImageBlobsH\x00\x12!\n\x03tar\x18\x03 \x01(\x0b\x32\x12.punnet.v1.TarBlobH\x00\x42\x08\n\x06source\"6\n\x0cInlineImages\x12&\n\x06images\x18\x01 \x03(\x0b\x32\x16.punnet.v1.InlineImage\"*\n\x0bInlineImage\x12\r\n\x05label\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"2\n\nImageBlobs\x12$\n\x06images\x18\x01 \x03(\x0b\x32\x14.punnet.v1.ImageBlob\"*\n\tImageBlob\x12\r\n\x05label\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\"\x19\n\x07TarBlob\x12\x0e\n\x06sha256\x18\x01 \x01(\t\"\xc3\x01\n\rPreprocessing\x12!\n\x06layout\x18\x01 \x01(\x0e\x32\x11.punnet.v1.Layout\x12)\n\x08\x63hannels\x18\x02 \x01(\x0e\x32\x17.punnet.v1.ChannelOrder\x12\r\n\x05scale\x18\x03 \x01(\x01\x12\x0c\n\x04mean\x18\x04 \x03(\x01\x12\x0b\n\x03std\x18\x05 \x03(\x01\x12\x0e\n\x06height\x18\x06 \x01(\x05\x12\r\n\x05width\x18\x07 \x01(\x05\x12\x1b\n\x03\x66it\x18\x08 \x01(\x0e\x32\x0e.punnet.v1.Fit\"n\n\x0eStudentOptions\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x05\x12\x16\n\x0emax_parameters\x18\x03 \x01(\x03\x12\x10\n\x08max_macs\x18\x04 \x01(\x03\x12\x16\n\x0emax_latency_ms\x18\x05 \x01(\x01\"\x8c\x01\n\x10SelectionOptions\x12\x1f\n\x05score\x18\x01 \x01(\x0e\x32\x10.punnet.v1.Score\x12&\n\x04rule\x18\x02 \x01(\x0e\x32\x18.punnet.v1.SelectionRule\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\x12\x11\n\tthreshold\x18\x04 \x01(\x01\x12\r\n\x05prior\x18\x05 \x01(\x01\"\xe8\x01\n\x13\x44istillationOptions\x12\r\n\x05steps\x18\x01 \x01(\x05\x12\x12\n\nbatch_size\x18\x02 \x01(\x05\x12\x15\n\rlearning_rate\x18\x03 \x01(\x01\x12\x13\n\x0btemperature\x18\x04 \x01(\x01\x12\x16\n\x0elabelled_share\x18\x05 \x01(\x01\x12\x19\n\x0clabel_weight\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12.\n\rclass_weights\x18\x07 \x01(\x0e\x32\x17.punnet.v1.ClassWeights\x12\x0e\n\x06radius\x18\x08 \x01(\x01\x42\x0f\n\r_label_weight\"3\n\rExportOptions\x12\x0f\n\x07targets\x18\x01 \x03(\t\x12\x11\n\tmax_batch\x18\x02 \x01(\x05*9\n\x03\x46it\x12\x13\n\x0f\x46IT_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46IT_STRETCH\x10\x01\x12\x0c\n\x08\x46IT_CROP\x10\x02*S\n\x06Layout\x12\x16\n\x12LAYOUT_UNSPECIFIED\x10\x00\x12\x0f\n\x0bLAYOUT_NCHW\x10\x01\x12\x0f\n\x0bLAYOUT_NHWC\x10\x02\x12\x0f\n\x0bLAYOUT_FLAT\x10\x03*s\n\x0c\x43hannelOrder\x12\x1d\n\x19\x43HANNEL_ORDER_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43HANNEL_ORDER_RGB\x10\x01\x12\x15\n\x11\x43HANNEL_ORDER_BGR\x10\x02\x12\x16\n\x12\x43HANNEL_ORDER_GRAY\x10\x03*\xa4\x01\n\x05Score\x12\x15\n\x11SCORE_UNSPECIFIED\x10\x00\x12\x0e\n\nSCORE_AUTO\x10\x01\x12\x0c\n\x08SCORE_E2\x10\x02\x12\x0c\n\x08SCORE_PU\x10\x03\x12\x10\n\x0cSCORE_ENERGY\x10\x04\x12\x1e\n\x1aSCORE_RELATIVE_MAHALANOBIS\x10\x05\x12\x14\n\x10SCORE_CONFIDENCE\x10\x06\x12\x10\n\x0cSCORE_RANDOM\x10\x07*\x82\x01\n\rSelectionRule\x12\x1e\n\x1aSELECTION_RULE_UNSPECIFIED\x10\x00\x12\x1b\n\x17SELECTION_RULE_BALANCED\x10\x01\x12\x16\n\x12SELECTION_RULE_TOP\x10\x02\x12\x1c\n\x18SELECTION_RULE_THRESHOLD\x10\x03*\x8c\x01\n\x0c\x43lassWeights\x12\x1d\n\x19\x43LASS_WEIGHTS_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43LASS_WEIGHTS_NONE\x10\x01\x12\x17\n\x13\x43LASS_WEIGHTS_PAPER\x10\x02\x12\x16\n\x12\x43LASS_WEIGHTS_CHI2\x10\x03\x12\x14\n\x10\x43LASS_WEIGHTS_KL\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,16 +33,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TEACHER_EXTERNALDATAENTRY']._loaded_options = None
   _globals['_TEACHER_EXTERNALDATAENTRY']._serialized_options = b'8\001'
-  _globals['_LAYOUT']._serialized_start=1305
-  _globals['_LAYOUT']._serialized_end=1388
-  _globals['_CHANNELORDER']._serialized_start=1390
-  _globals['_CHANNELORDER']._serialized_end=1505
-  _globals['_SCORE']._serialized_start=1508
-  _globals['_SCORE']._serialized_end=1672
-  _globals['_SELECTIONRULE']._serialized_start=1675
-  _globals['_SELECTIONRULE']._serialized_end=1805
-  _globals['_CLASSWEIGHTS']._serialized_start=1808
-  _globals['_CLASSWEIGHTS']._serialized_end=1948
+  _globals['_FIT']._serialized_start=1334
+  _globals['_FIT']._serialized_end=1391
+  _globals['_LAYOUT']._serialized_start=1393
+  _globals['_LAYOUT']._serialized_end=1476
+  _globals['_CHANNELORDER']._serialized_start=1478
+  _globals['_CHANNELORDER']._serialized_end=1593
+  _globals['_SCORE']._serialized_start=1596
+  _globals['_SCORE']._serialized_end=1760
+  _globals['_SELECTIONRULE']._serialized_start=1763
+  _globals['_SELECTIONRULE']._serialized_end=1893
+  _globals['_CLASSWEIGHTS']._serialized_start=1896
+  _globals['_CLASSWEIGHTS']._serialized_end=2036
   _globals['_TEACHER']._serialized_start=39
   _globals['_TEACHER']._serialized_end=221
   _globals['_TEACHER_EXTERNALDATAENTRY']._serialized_start=170
@@ -60,13 +62,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TARBLOB']._serialized_start=566
   _globals['_TARBLOB']._serialized_end=591
   _globals['_PREPROCESSING']._serialized_start=594
-  _globals['_PREPROCESSING']._serialized_end=760
-  _globals['_STUDENTOPTIONS']._serialized_start=762
-  _globals['_STUDENTOPTIONS']._serialized_end=872
-  _globals['_SELECTIONOPTIONS']._serialized_start=875
-  _globals['_SELECTIONOPTIONS']._serialized_end=1015
-  _globals['_DISTILLATIONOPTIONS']._serialized_start=1018
-  _globals['_DISTILLATIONOPTIONS']._serialized_end=1250
-  _globals['_EXPORTOPTIONS']._serialized_start=1252
-  _globals['_EXPORTOPTIONS']._serialized_end=1303
+  _globals['_PREPROCESSING']._serialized_end=789
+  _globals['_STUDENTOPTIONS']._serialized_start=791
+  _globals['_STUDENTOPTIONS']._serialized_end=901
+  _globals['_SELECTIONOPTIONS']._serialized_start=904
+  _globals['_SELECTIONOPTIONS']._serialized_end=1044
+  _globals['_DISTILLATIONOPTIONS']._serialized_start=1047
+  _globals['_DISTILLATIONOPTIONS']._serialized_end=1279
+  _globals['_EXPORTOPTIONS']._serialized_start=1281
+  _globals['_EXPORTOPTIONS']._serialized_end=1332
 # @@protoc_insertion_point(module_scope)

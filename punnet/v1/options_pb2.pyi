@@ -19,6 +19,30 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Fit:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Fit.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FIT_UNSPECIFIED: _Fit.ValueType  # 0
+    """Found out."""
+    FIT_STRETCH: _Fit.ValueType  # 1
+    """The whole image, its aspect ratio not kept."""
+    FIT_CROP: _Fit.ValueType  # 2
+    """The centre of seven eighths of the shorter side, its aspect ratio kept."""
+
+class Fit(_Fit, metaclass=_FitEnumTypeWrapper):
+    """How an image of another size becomes one of the teacher's."""
+
+FIT_UNSPECIFIED: Fit.ValueType  # 0
+"""Found out."""
+FIT_STRETCH: Fit.ValueType  # 1
+"""The whole image, its aspect ratio not kept."""
+FIT_CROP: Fit.ValueType  # 2
+"""The centre of seven eighths of the shorter side, its aspect ratio kept."""
+Global___Fit: _TypeAlias = Fit  # noqa: Y015
+
 class _Layout:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -414,6 +438,7 @@ class Preprocessing(_message.Message):
     STD_FIELD_NUMBER: _builtins.int
     HEIGHT_FIELD_NUMBER: _builtins.int
     WIDTH_FIELD_NUMBER: _builtins.int
+    FIT_FIELD_NUMBER: _builtins.int
     layout: Global___Layout.ValueType
     """Unset: found out."""
     channels: Global___ChannelOrder.ValueType
@@ -424,6 +449,8 @@ class Preprocessing(_message.Message):
     """Input height in pixels, 4 to 4096; 0 means found out."""
     width: _builtins.int
     """Input width in pixels, 4 to 4096; 0 means found out."""
+    fit: Global___Fit.ValueType
+    """How images of another size are brought to it. Unset: found out."""
     @_builtins.property
     def mean(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """One a channel; empty means found out. Given together with `std` and `scale`."""
@@ -442,10 +469,11 @@ class Preprocessing(_message.Message):
         std: _abc.Iterable[_builtins.float] | None = ...,
         height: _builtins.int = ...,
         width: _builtins.int = ...,
+        fit: Global___Fit.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "height", b"height", "layout", b"layout", "mean", b"mean", "scale", b"scale", "std", b"std", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channels", b"channels", "fit", b"fit", "height", b"height", "layout", b"layout", "mean", b"mean", "scale", b"scale", "std", b"std", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -148,7 +148,7 @@ def make_small_job(folder: Path, picked: int, channels: int) -> SmallJob:
         np.save(gathering / f"{part}.targets.npy", targets)
         if part in ("labelled", "held_out"):
             np.save(gathering / f"{part}.labels.npy", labels)
-    arrays = TrainingSet(size=SIZE, channels=channels, classes=CLASSES, **counts, parity_unpicked=20)
+    arrays = TrainingSet(size=SIZE, fit="stretch", channels=channels, classes=CLASSES, **counts, parity_unpicked=20)
     return SmallJob(intake=finish(intake, teacher_result()), gathering=finish(gathering, arrays))
 
 

@@ -79,7 +79,7 @@ def gathered(inputs: GatheringInputs, out: Path) -> TrainingSet:
 def test_files_have_the_promised_shapes(tmp_path: Path, inputs: GatheringInputs) -> None:
     result = gathered(inputs, tmp_path)
     assert result == TrainingSet(
-        size=8, channels=3, classes=3, labelled=6, picked=4, held_out=3, parity=256, parity_unpicked=256
+        fit="stretch", size=8, channels=3, classes=3, labelled=6, picked=4, held_out=3, parity=256, parity_unpicked=256
     )
     for part, n in [("labelled", 6), ("picked", 4), ("held_out", 3), ("parity", 256)]:
         pixels, targets = np.load(tmp_path / f"{part}.images.npy"), np.load(tmp_path / f"{part}.targets.npy")

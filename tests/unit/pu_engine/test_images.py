@@ -169,3 +169,23 @@ def test_other_formats_are_named() -> None:
     with pytest.raises(EngineError, match="neither JPEG nor PNG") as caught:
         images.decode(b"GIF89a", 3)
     assert caught.value.code == "IMAGE_REJECTED"
+
+
+def test_crop_keeps_the_aspect_ratio_and_the_middle() -> None:
+    image = np.zeros((80, 160, 3), np.uint8)
+    image[5:75, 45:115] = 255
+    np.testing.assert_array_equal(images.crop_centre(image, 32, 32), np.full((70, 70, 3), 255, np.uint8))
+    assert images.crop_centre(image, 16, 64).shape == (35, 140, 3)
+    assert images.crop_centre(np.zeros((3, 1, 1), np.uint8), 8, 8).shape == (1, 1, 1)
+
+
+def test_fit_decides_what_is_seen_of_an_image_of_another_shape() -> None:
+    image = np.zeros((64, 128, 3), np.uint8)
+    image[:, 64:] = 255
+    data = encoded(Image.fromarray(image), "PNG")
+    stretched = images.decode_resized(data, 16, 16, 1)
+    assert (stretched[:, :7].max(), stretched[:, 9:].min()) == (0, 255)
+    cropped = images.decode_resized(data, 16, 16, 1, "crop")
+    assert (cropped[:, :7].max(), cropped[:, 9:].min()) == (0, 255)
+    narrow = images.decode_resized(encoded(Image.fromarray(image[:, 32:]), "PNG"), 16, 16, 1, "crop")
+    assert narrow[:, 5:].min() == 255

@@ -26,7 +26,17 @@ TEACHER = Teacher(
     accuracy_low=0.8,
     accuracy_high=0.95,
     images=36,
-    hypotheses=(Hypothesis(preprocessing=FOUND, nll=0.3, accuracy=0.9, agreement=1.0),),
+    hypotheses=(
+        Hypothesis(
+            name="RGB ImageNet mean and std",
+            preprocessing=FOUND,
+            nll=0.3,
+            accuracy=0.9,
+            accuracy_low=0.8,
+            accuracy_high=0.95,
+            agreement=1.0,
+        ),
+    ),
     parameters=10,
     macs=20,
     opset=17,

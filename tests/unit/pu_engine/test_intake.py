@@ -214,10 +214,78 @@ def test_no_two_outputs_have_one_name() -> None:
     assert caught.value.code == "LABELS_UNMAPPABLE"
 
 
-def test_statement_narrows_the_hypotheses(tmp_path: Path) -> None:
+def test_statement_is_used_and_shown_first(tmp_path: Path) -> None:
     stated = StatedPreprocessing(channels="RGB", scale=1 / 255, mean=tuple(MEAN), std=tuple(STD))
     teacher, _, _ = take_in(tmp_path, teacher_bytes(), EVENLY, preprocessing=stated)
-    assert [h.preprocessing.mean for h in teacher.hypotheses] == [tuple(MEAN)]
+    assert teacher.preprocessing.mean == tuple(MEAN)
+    assert teacher.hypotheses[0].preprocessing == teacher.preprocessing
+    assert not any("stated preprocessing is used" in text for text in teacher.warnings)
+
+
+def test_better_preprocessing_than_the_stated_one_is_reported(tmp_path: Path) -> None:
+    wrong = StatedPreprocessing(channels="RGB", scale=1 / 255, mean=(0.0,) * 3, std=(1.0,) * 3)
+    teacher, _, _ = take_in(tmp_path, teacher_bytes(gain=4.0), EVENLY, preprocessing=wrong)
+    assert teacher.preprocessing.mean == (0.0,) * 3
+    (warning,) = [text for text in teacher.warnings if "stated preprocessing is used" in text]
+    assert "Leave the statement out" in warning
+    assert len({h.preprocessing for h in teacher.hypotheses}) == len(teacher.hypotheses) > 1
+
+
+def test_scalar_input_is_set_to_what_suits_the_images(tmp_path: Path) -> None:
+    def gated(model: Any) -> None:
+        """Scores are multiplied by `keep`; at 0 nothing is left of them."""
+        model.graph.input.append(helper.make_tensor_value_info("keep", TensorProto.FLOAT, [1]))
+        model.graph.node.append(helper.make_node("Mul", ["y", "keep"], ["z"]))
+        model.graph.output[0].name = "z"
+
+    teacher, out, _ = take_in(tmp_path, teacher_bytes(edit=gated), EVENLY)
+    assert teacher.scalar_inputs == {"keep": 1.0}
+    assert any("'keep' = 1" in text for text in teacher.warnings)
+    assert [item.name for item in onnx.load(out / "canonical.onnx").graph.input] == ["input"]
+
+
+def test_training_flag_takes_the_value_under_which_the_teacher_is_right(tmp_path: Path) -> None:
+    def inverted(model: Any) -> None:
+        """The flag must be true: otherwise the scores change their sign."""
+        model.graph.input.append(helper.make_tensor_value_info("flag", TensorProto.BOOL, []))
+        model.graph.node.append(helper.make_node("Neg", ["y"], ["minus"]))
+        model.graph.node.append(helper.make_node("Where", ["flag", "y", "minus"], ["z"]))
+        model.graph.output[0].name = "z"
+
+    teacher, _, _ = take_in(tmp_path, teacher_bytes(edit=inverted), EVENLY)
+    assert teacher.scalar_inputs == {"flag": 1.0}
+    assert teacher.accuracy == 1.0
+
+
+def test_one_tensor_a_class_is_taken_for_scores(tmp_path: Path) -> None:
+    def columns(model: Any) -> None:
+        model.graph.initializer.append(numpy_helper.from_array(np.array([-1]), "row"))
+        model.graph.node.append(helper.make_node("Split", ["y"], ["c0", "c1", "c2"], axis=1))
+        model.graph.ClearField("output")
+        for index in range(3):
+            model.graph.node.append(helper.make_node("Reshape", [f"c{index}", "row"], [f"score{index}"]))
+            model.graph.output.append(helper.make_tensor_value_info(f"score{index}", TensorProto.FLOAT, [None]))
+
+    teacher, _, _ = take_in(tmp_path, teacher_bytes(edit=columns), EVENLY)
+    assert (teacher.classes, teacher.accuracy) == (3, 1.0)
+    assert teacher.class_order == {"amber": 0, "blue": 1, "green": 2}
+
+
+def test_poor_teacher_is_taken_with_a_warning(tmp_path: Path) -> None:
+    # Two thirds of the images have a label whose colour is another class's.
+    counts = {"amber": 20, "blue": 20, "green": 20, "u": 40, "v": 40, "w": 40}
+    names = ("amber", "blue", "green", "u", "v", "w")
+
+    def six_classes(model: Any) -> None:
+        model.graph.initializer.append(numpy_helper.from_array(np.array([0, 0, 0, 3]), "pads"))
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(-99), "low"))
+        model.graph.node.append(helper.make_node("Pad", ["y", "pads", "low"], ["z"]))
+        model.graph.output[0].name = "z"
+        model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 6
+
+    teacher, _, _ = take_in(tmp_path, teacher_bytes(edit=six_classes), counts, class_names=names)
+    (warning,) = [text for text in teacher.warnings if "is right on only" in text]
+    assert f"{teacher.accuracy:.1%}" in warning
 
 
 @pytest.mark.parametrize(("counts", "code"), [({}, "IMAGES_MISSING"), ({"blue": 9}, "IMAGES_ONE_CLASS")])

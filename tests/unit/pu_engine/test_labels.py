@@ -141,3 +141,9 @@ def test_equal_bytes_never_fall_on_both_sides() -> None:
 
 def test_bytes_with_two_labels_are_not_held_out() -> None:
     assert held_out.split(["a", "b", "a", "b", "b"], ["x", "x", "y", "y", "z"], 0) == [False] * 5
+
+
+def test_tenth_of_the_images_is_held_out_where_every_class_has_one() -> None:
+    labels = [f"class {i}" for i in range(40)]
+    assert sum(held_out.split(labels, labels, 0)) == 4
+    assert not any(held_out.split(labels[:19], labels[:19], 0))

@@ -71,7 +71,7 @@ SCORES = Scores(
     images_per_second=900.0,
 )  # fmt: skip
 TRAINING_SET = TrainingSet(
-    size=8, channels=1, classes=3, labelled=6, picked=12, held_out=20, parity=18, parity_unpicked=18
+    fit="stretch", size=8, channels=1, classes=3, labelled=6, picked=12, held_out=20, parity=18, parity_unpicked=18
 )
 VERDICTS = Verdicts(
     verdicts=(
