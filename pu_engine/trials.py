@@ -57,7 +57,9 @@ def losses(scores: Scores, index: NDArray[np.int64]) -> NDArray[np.float64]:
     return found
 
 
-def _losses_at(scores: Scores, index: NDArray[np.int64], temperatures: NDArray[np.float64]) -> NDArray[np.float64]:
+def _losses_at(
+    scores: Scores, index: NDArray[np.int64], temperatures: NDArray[np.floating[Any]]
+) -> NDArray[np.float64]:
     """[temperatures, n]."""
     shifted = scores - scores.max(axis=1, keepdims=True)
     rows = np.arange(len(index))
