@@ -98,9 +98,8 @@ def main() -> None:
 
 
 def levels(images: TeacherImages, wanted: list[int]) -> list[int]:
-    """How many images a class are tried: those wanted that there are, or all there are."""
-    there = images.per_class
-    return [count for count in wanted if count <= there] or [there]
+    """How many images a class are tried: those wanted, as far as there are so many."""
+    return sorted({min(count, images.per_class) for count in wanted}, reverse=True)
 
 
 def measure(entry: Mapping[str, Any], images: TeacherImages, per_class: int, teachers: Path) -> Row:

@@ -20,6 +20,7 @@ TAP_PREFIX = "tap_"
 DTYPES: Mapping[int, str] = {
     onnx.TensorProto.FLOAT: "float32",
     onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.DOUBLE: "float64",
     onnx.TensorProto.UINT8: "uint8",
     onnx.TensorProto.INT8: "int8",
 }
@@ -67,7 +68,7 @@ def image_input(model: Any) -> ModelInput:
     if tensor.elem_type not in DTYPES or len(tensor.shape.dim) not in (2, 4):
         raise not_a_classifier(
             f"Input {item.name!r} has element type {tensor.elem_type} and rank {len(tensor.shape.dim)}; "
-            "images of rank 4 or rows of rank 2, as float32, float16, uint8 or int8, are expected."
+            "images of rank 4 or rows of rank 2, as float32, float64, float16, uint8 or int8, are expected."
         )
     dims = tuple(d.dim_value if d.dim_value > 0 else None for d in tensor.shape.dim)
     return ModelInput(name=item.name, dtype=DTYPES[tensor.elem_type], dims=dims)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from pu_engine.types import Preprocessing
 
-DTYPES = {"float32": np.float32, "float16": np.float16, "uint8": np.uint8, "int8": np.int8}
+DTYPES = {"float32": np.float32, "float64": np.float64, "float16": np.float16, "uint8": np.uint8, "int8": np.int8}
 INTEGER_RANGES = {"uint8": (0, 255), "int8": (-128, 127)}
 
 

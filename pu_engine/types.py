@@ -67,7 +67,7 @@ class Preprocessing:
     scale: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    dtype: str  # float32 | float16 | uint8 | int8
+    dtype: str  # float32 | float64 | float16 | uint8 | int8
     height: int
     width: int
     fit: str = "stretch"  # to height x width; or "crop": the centre, 7/8 of the shorter side

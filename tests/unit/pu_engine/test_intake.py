@@ -257,6 +257,16 @@ def test_training_flag_takes_the_value_under_which_the_teacher_is_right(tmp_path
     assert teacher.accuracy == 1.0
 
 
+def test_double_precision_teacher_is_fed_in_its_type(tmp_path: Path) -> None:
+    def wrapped(model: Any) -> None:
+        model.graph.input[0].type.tensor_type.elem_type = TensorProto.DOUBLE
+        model.graph.input[0].name = "wide"
+        model.graph.node.insert(0, helper.make_node("Cast", ["wide"], ["x"], to=TensorProto.FLOAT))
+
+    teacher, _, _ = take_in(tmp_path, teacher_bytes(edit=wrapped), EVENLY)
+    assert (teacher.preprocessing.dtype, teacher.accuracy) == ("float64", 1.0)
+
+
 def test_one_tensor_a_class_is_taken_for_scores(tmp_path: Path) -> None:
     def columns(model: Any) -> None:
         model.graph.initializer.append(numpy_helper.from_array(np.array([-1]), "row"))
