@@ -181,13 +181,35 @@ async def _download(
 
 
 async def _receive(call: Download, file: VerifiedFile, progress: Callable[[int], None]) -> None:
+    """Stores one batch in a thread while the next one comes; what came before an error is stored as well."""
+    storing = asyncio.create_task(asyncio.to_thread(file.write_all, ()))
     try:
-        async for message in call:
-            chunk = Chunk(offset=message.offset, data=message.data, crc32c=message.crc32c)
-            await asyncio.to_thread(file.write, chunk)
+        async for batch in _batches(call):
+            await asyncio.shield(storing)
             progress(file.offset)
+            storing = asyncio.create_task(asyncio.to_thread(file.write_all, batch))
+        await asyncio.shield(storing)
+        progress(file.offset)
     finally:
         call.cancel()
+        await asyncio.wait({storing})  # a thread can't be stopped, and the file must not be closed under it
+        storing.exception()  # where the stream broke too, its own error is the one that counts
+
+
+async def _batches(call: Download) -> AsyncIterator[list[Chunk]]:
+    batch: list[Chunk] = []
+    try:
+        async for message in call:
+            batch.append(Chunk(offset=message.offset, data=message.data, crc32c=message.crc32c))
+            if len(batch) == BATCH_CHUNKS:
+                yield batch
+                batch = []
+    except AioRpcError:
+        if batch:
+            yield batch
+        raise
+    if batch:
+        yield batch
 
 
 def _batch(pieces: Iterator[Chunk]) -> list[Chunk]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -133,6 +133,11 @@ class VerifiedFile:
         self._file.write(chunk.data)
         self._digest.update(chunk.data)
         self.offset += len(chunk.data)
+
+    def write_all(self, batch: Iterable[Chunk]) -> None:
+        """Appends chunks; raises what `write` does, with those before it written."""
+        for chunk in batch:
+            self.write(chunk)
 
     def finish(self) -> None:
         """Gives the file its name.
