@@ -61,9 +61,9 @@ def parse(onnx_path: Path, *, timeout_seconds: float = TIMEOUT_SECONDS) -> Parsi
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return Parsing(parser="", unchecked=f"the parser took more than {timeout_seconds:g} s")
+        return Parsing(parser="", unchecked=f"TensorRT's parser took more than {timeout_seconds:g} s")
     if done.returncode:
-        return Parsing(parser="", unchecked=f"the parser's process ended with {_status(done.returncode)}")
+        return Parsing(parser="", unchecked=f"TensorRT's parser ended with {_status(done.returncode)}")
     said = json.loads(done.stdout)
     return Parsing(**(said | {"refused": tuple(Refusal(**row) for row in said["refused"])}))
 

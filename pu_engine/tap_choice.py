@@ -15,7 +15,7 @@ from pu_engine.fact_types import TapCandidate
 from pu_engine.graph_surgery import INPUT, LOGITS, data_tensors
 from pu_engine.types import Tap
 
-SHOWN_CANDIDATES, DETAILED_CANDIDATES = 12, 50
+SHOWN_CANDIDATES, DETAILED_CANDIDATES, CLOSE_NAMES = 12, 50, 3
 
 
 def observable(model: Any, names: Sequence[str]) -> list[str]:
@@ -87,7 +87,7 @@ def _why(model: Any, name: str, values: Mapping[str, NDArray[Any]], scores: set[
 
 def _invalid(name: str, why: str, found: Sequence[TapCandidate]) -> EngineError:
     names = [row.name for row in found]
-    near = difflib.get_close_matches(name, names, SHOWN_CANDIDATES, 0.6)
+    near = difflib.get_close_matches(name, names, CLOSE_NAMES)
     shown = list(dict.fromkeys([*near, *names]))[:SHOWN_CANDIDATES]
     more = f" and {len(names) - len(shown)} more, which `punnet inspect` lists" if len(names) > len(shown) else ""
     remedy = f"Name one of {', '.join(shown)}{more}; or leave the taps out." if names else "Leave the taps out."
