@@ -92,7 +92,7 @@ def test_crash_of_the_parser_is_an_answer(
     def crash(command: list[str], **options: Any) -> Any:
         return run([command[0], "-c", program], **options)
 
-    monkeypatch.setattr(trt_parsing.subprocess, "run", crash)
+    monkeypatch.setattr(subprocess, "run", crash)
     answer = trt_parsing.parse(tmp_path / "m.onnx")
     assert answer.unchecked == f"TensorRT's parser ended with {said}"
     assert (answer.parser, answer.refused) == ("", ())

@@ -51,7 +51,7 @@ def test_ir_version_is_found_behind_other_fields_and_the_last_one_counts() -> No
 
 
 @pytest.mark.parametrize(
-    ("macs", "batch"), [(0, 32), (40_000_000, 32), (700_000_000, 16), (4_000_000_000, 4), (10**12, 2)]
+    ("macs", "batch"), [(0, 32), (40_000_000, 32), (70_000_000, 16), (4_000_000_000, 2), (10**12, 2)]
 )
 def test_costly_teachers_are_timed_at_smaller_batches(macs: int, batch: int) -> None:
     assert teacher_facts.large_batch(macs) == batch
