@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from pu_engine import inspection_page, inspection_samples, probed
-from pu_engine.agreement import wilson_interval
-from pu_engine.convention_names import convention_name, scaling_name
+from pu_engine.conventions import scaling_name
 from pu_engine.inspection_samples import Confusion
 from pu_engine.jsonform import to_json
 from pu_engine.progress import Progress
 from pu_engine.results import load, write_atomic
-from pu_engine.types import Hypothesis, Inspection, InspectionInputs, Teacher
+from pu_engine.types import Inspection, InspectionInputs, Teacher
 
 FILE, PAGE = "inspection.json", "inspection.html"
 NOTES = (
@@ -57,6 +56,8 @@ def as_json(teacher: Teacher, confusions: Sequence[Confusion]) -> dict[str, Any]
         "scaling": scaling_name(found),
         "dtype": found.dtype,
         "size": [found.height, found.width],
+        "fit": found.fit,
+        "scalar_inputs": dict(teacher.scalar_inputs),
         "batch": "dynamic" if teacher.batch is None else teacher.batch,
         "output": teacher.output,
         "classes": teacher.classes,
@@ -68,7 +69,7 @@ def as_json(teacher: Teacher, confusions: Sequence[Confusion]) -> dict[str, Any]
         "images": teacher.images,
         "warnings": list(teacher.warnings),
         "notes": list(NOTES),
-        "hypotheses": [_hypothesis_json(row, teacher.images) for row in teacher.hypotheses],
+        "hypotheses": [to_json(row) for row in teacher.hypotheses],
         "confusions": [to_json(pair) for pair in confusions],
         "taps": [to_json(tap) for tap in teacher.taps],
         "taps_stated": teacher.taps_stated,
@@ -86,9 +87,3 @@ def as_json(teacher: Teacher, confusions: Sequence[Confusion]) -> dict[str, Any]
         "tensorrt": to_json(facts.tensorrt),
         "latencies": [to_json(row) for row in facts.latencies],
     }
-
-
-def _hypothesis_json(row: Hypothesis, images: int) -> dict[str, Any]:
-    low, high = wilson_interval(row.accuracy, images)
-    values: dict[str, Any] = to_json(row)
-    return {"name": convention_name(row.preprocessing), "accuracy_low": low, "accuracy_high": high} | values

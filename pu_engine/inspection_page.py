@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pu_engine.convention_names import recipe, value_range
+from pu_engine.input_recipe import recipe, value_range
 from pu_engine.inspection_samples import Sample
 from pu_engine.report_page import PIXELATED_SIDE, number, percent, template
 from pu_engine.types import Preprocessing
@@ -57,6 +57,7 @@ def render(
         **document,
         headline=headline(document),
         recipe=recipe(preprocessing),
+        fitted=fit_words(preprocessing),
         low=low,
         high=high,
         plot=hypothesis_plot(document["hypotheses"]),
@@ -81,6 +82,14 @@ def headline(document: Mapping[str, Any]) -> str:
         f"Given {document['channels']} images of {width} × {height} pixels (scaling: {document['scaling']}), the "
         f"teacher names {percent(document['accuracy'])} of {number(document['images'])} labelled images rightly."
     )
+
+
+def fit_words(preprocessing: Preprocessing) -> str:
+    """How an image comes to the teacher's size."""
+    size = f"{preprocessing.width} × {preprocessing.height} pixels"
+    if preprocessing.fit == "crop":
+        return f"the centre, 7/8 of the shorter side, resized to {size}"
+    return f"the whole image, resized to {size}"
 
 
 def hypothesis_plot(rows: Sequence[Mapping[str, Any]]) -> HypothesisPlot:

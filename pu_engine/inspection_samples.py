@@ -95,7 +95,7 @@ def samples(
     preprocessing: Preprocessing,
     class_names: Sequence[str],
 ) -> list[Sample]:
-    """The images of these rows, resized to the teacher's input and shown as RGB, with what the teacher says of them.
+    """The images of these rows, fitted to the teacher's input and shown as RGB, with what the teacher says of them.
 
     Raises:
         EngineError: what reading says of an image.
@@ -103,7 +103,7 @@ def samples(
     keys = {probed.rows[row].key for row in rows}
     height, width, channels = preprocessing.height, preprocessing.width, image_channels(preprocessing)
     pictures = {
-        item.key: thumbnail(decode_resized(item.data, height, width, channels), PICTURE_PIXELS)
+        item.key: thumbnail(decode_resized(item.data, height, width, channels, preprocessing.fit), PICTURE_PIXELS)
         for item in labelled.read(images)
         if item.key in keys
     }

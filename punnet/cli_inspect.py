@@ -104,9 +104,11 @@ def _conventions(document: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("channels", document["channels"]),
         ("scaling", f"{document['scaling']}: (pixel × {document['scale']:.6g} - [{mean}]) / [{std}]"),
         ("size", f"{width} × {height} pixels, {document['dtype']}"),
+        ("resize", "the centre, 7/8 of the shorter side" if document["fit"] == "crop" else "the whole image"),
         ("batch", "any" if document["batch"] == "dynamic" else f"always {document['batch']}"),
         ("output", f"{document['output'].replace('_', ' ')} of {document['classes']} classes"),
         ("classes", shown + more),
+        *((f"input {name}", f"{value:g}") for name, value in document["scalar_inputs"].items()),
         ("taps", f"{sources} ({chosen})"),
     ]
 
@@ -114,7 +116,7 @@ def _conventions(document: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _print_hypotheses(rows: Sequence[Mapping[str, Any]]) -> None:
     shown = [
         (
-            row["name"],
+            row["name"] + (" (tied)" if row["tied"] else ""),
             f"{row['nll']:.3f}",
             percent_text(row["accuracy"]),
             f"{100 * row['accuracy_low']:.1f} to {100 * row['accuracy_high']:.1f}",

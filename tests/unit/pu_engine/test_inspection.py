@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 
 from pu_engine import inspection
-from pu_engine.agreement import wilson_interval
 from pu_engine.fact_types import ParserCheck, RefusedNode, TapCandidate
 from pu_engine.inspection_samples import Confusion
 from pu_engine.progress import SilentProgress
@@ -60,6 +59,7 @@ TEACHER = Teacher(
             agreement=1.0,
         ),
     ),
+    scalar_inputs={"training": 0.0},
     parameters=10,
     macs=20,
     opset=17,
@@ -101,10 +101,12 @@ def test_facts_and_candidates_are_there() -> None:
     assert found["taps_stated"] is False
 
 
-def test_each_convention_has_its_interval() -> None:
-    row = inspection.as_json(TEACHER, ())["hypotheses"][0]
-    assert (row["accuracy_low"], row["accuracy_high"]) == wilson_interval(0.9, 36)
-    assert row["name"].startswith("BGR, ")
+def test_conventions_fit_and_bound_inputs_are_named() -> None:
+    found = inspection.as_json(TEACHER, ())
+    assert (found["scaling"], found["fit"], found["scalar_inputs"]) == ("as stated", "stretch", {"training": 0.0})
+    row = found["hypotheses"][0]
+    assert (row["accuracy_low"], row["accuracy_high"], row["tied"]) == (0.8, 0.95, False)
+    assert row["name"] == "RGB ImageNet mean and std"
 
 
 def test_it_says_that_training_images_flatter_the_teacher() -> None:

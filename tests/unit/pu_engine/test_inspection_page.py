@@ -78,8 +78,9 @@ def test_page_says_what_was_found() -> None:
     page = page_of()
     for text in (
         "BGR images of 192 × 48 pixels", "90.0 % of 36 labelled images", "turned back to RGB", "x = pixels[..., ::-1]",
-        "80.0 % to 95.0 %", "few images", "flatters it", "relu", "8 × 6 × 24", "4.0 KiB", "IR version 8", "ai.onnx 17",
-        "3 of 18", "TensorRT-RTX 1.7 takes every node", "0.5 ms",
+        "80.0 % to 95.0 %", "the whole image, resized to 192 × 48 pixels",
+        "<code>training</code> = 0", "few images", "flatters it", "relu", "8 × 6 × 24", "4.0 KiB",
+        "IR version 8", "ai.onnx 17", "3 of 18", "TensorRT-RTX 1.7 takes every node", "0.5 ms",
     ):  # fmt: skip
         assert text in page, text
 

@@ -82,7 +82,7 @@ def test_huge_logits_give_probabilities() -> None:
 def test_what_was_probed_comes_back(tmp_path: Path) -> None:
     found = Catalogue(
         keys=("ant/a", "bee/b", "ant/c"), labels=("ant", "bee", "ant"), digests=("0", "1", "2"),
-        held_out=(False, False, True), native=(4, 4), warnings=(),
+        held_out=(False, False, True), native=(4, 4), sizes=1, warnings=(),
     )  # fmt: skip
     order = ClassOrder(source="stated", index={"ant": 2, "bee": 0})
     probed.write(tmp_path, found, [1, 0], np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), order)

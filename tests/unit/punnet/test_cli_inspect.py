@@ -11,12 +11,13 @@ from punnet.cli_inspect import check_writable, print_inspection
 from punnet.errors import InvalidRequest
 
 CONVENTION = {
-    "name": "RGB, 0 to 1", "preprocessing": {}, "nll": 0.25, "accuracy": 0.9, "accuracy_low": 0.8,
+    "name": "RGB 0..1", "tied": True, "preprocessing": {}, "nll": 0.25, "accuracy": 0.9, "accuracy_low": 0.8,
     "accuracy_high": 0.95, "agreement": 1.0,
 }  # fmt: skip
 DOCUMENT: dict[str, Any] = {
     "name": "t.onnx", "bytes": 2048, "sha256": "0" * 64, "layout": "NCHW", "channels": "RGB", "scale": 1 / 255,
-    "mean": [0.0] * 3, "std": [1.0] * 3, "scaling": "0 to 1", "dtype": "float32", "size": [32, 48], "batch": "dynamic",
+    "mean": [0.0] * 3, "std": [1.0] * 3, "scaling": "0..1", "fit": "crop",
+    "scalar_inputs": {"training": 0.0}, "dtype": "float32", "size": [32, 48], "batch": "dynamic",
     "output": "log_probabilities", "classes": 20, "class_names": [str(i) for i in range(20)],
     "class_order": {f"[bold]{i}": i for i in range(20)}, "accuracy": 0.9, "accuracy_low": 0.8, "accuracy_high": 0.95,
     "images": 40, "warnings": ["[red]few images"], "notes": ["flatters"], "hypotheses": [CONVENTION],
@@ -32,7 +33,7 @@ DOCUMENT: dict[str, Any] = {
 
 
 def printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, **changes: Any) -> str:
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("COLUMNS", "240")
     print_inspection(DOCUMENT | changes)
     return capsys.readouterr().out
 
@@ -40,7 +41,8 @@ def printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 def test_findings_are_shown_in_words(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     shown = printed(capsys, monkeypatch)
     for text in (
-        "t.onnx: right on 90.0 % of 40 labelled images (80.0 % to 95.0 %)", "NCHW", "0 to 1: (pixel × 0.00392157 - ",
+        "t.onnx: right on 90.0 % of 40 labelled images (80.0 % to 95.0 %)", "NCHW", "0..1: (pixel × 0.00392157 - ",
+        "RGB 0..1 (tied)", "the centre, 7/8", "input training",
         "48 × 32 pixels, float32", "log probabilities of 20 classes", "and 8 more", "relu:1 (of 1 candidates)",
         "80.0 to 95.0", "0.250", "2.0 KiB, made by an unnamed exporter", "4.0 KiB at their peak",
         "1.25 ms at batch 32 (90 % under 2 ms), 1 thread", "Conv 3, Relu 3", "TensorRT 11 takes every node",
