@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pu_engine import facts, forward, graph_surgery, score_output, taps
+from pu_engine import facts, forward, graph_surgery, score_output, tap_choice, taps
 from pu_engine.errors import EngineError
+from pu_engine.fact_types import TapCandidate
 from pu_engine.graph_surgery import INPUT, LOGITS
 from pu_engine.preprocessing import image_channels, model_input
 from pu_engine.score_output import ScoreOutput
@@ -36,12 +38,20 @@ class Canonical:
     batch: int | None  # that its scores need; None: any
     output: ScoreOutput
     taps: tuple[Tap, ...]
+    tap_candidates: tuple[TapCandidate, ...]
     parameters: int
     macs: int
 
 
 def canonicalise(
-    original: Any, example: Preprocessing, *, labels: int, stated: int, seed: int, threads: int
+    original: Any,
+    example: Preprocessing,
+    *,
+    labels: int,
+    stated: int,
+    seed: int,
+    threads: int,
+    stated_taps: Sequence[str] = (),
 ) -> Canonical:
     """Surgery on the score output, the proof of the batch, taps and facts. Images of noise answer all of it.
 
@@ -49,9 +59,10 @@ def canonicalise(
         original: the guarded model with its constants hoisted.
         example: any preprocessing with the teacher's layout, size and type.
         labels: distinct labels of the images. stated: class names stated, 0 for none.
+        stated_taps: tensors to tap; none: chosen.
 
     Raises:
-        EngineError: TEACHER_NOT_A_CLASSIFIER, LABELS_UNMAPPABLE, MODEL_BAD_GRAPH, PARITY_FAILED.
+        EngineError: TEACHER_NOT_A_CLASSIFIER, LABELS_UNMAPPABLE, MODEL_BAD_GRAPH, PARITY_FAILED, TAP_INVALID.
     """
     generator = np.random.default_rng(seed)
     declared = graph_surgery.image_input(original).dims[0]
@@ -64,10 +75,11 @@ def canonicalise(
     fixed = graph_surgery.canonical(
         original, output.tail, values[output.tail.logits], rows.shape, probabilities=output.logarithm
     )
-    cuts = taps.candidates(fixed)
+    cuts = [*taps.candidates(fixed), *tap_choice.observable(fixed, stated_taps)]
     observed = forward.observe(fixed, list(dict.fromkeys([*cuts, *facts.shape_names(fixed), LOGITS])), rows, threads)
     observed[INPUT] = rows
-    chosen = taps.choose(fixed, cuts, observed, example.layout)
+    candidates = tap_choice.candidates(fixed, observed, example.layout)
+    chosen = tap_choice.choose(fixed, stated_taps, candidates, observed, example.layout)
     proof = noise(PROOF_IMAGES, example, generator)
     freed = graph_surgery.free_batch(fixed, rewrite=declared is not None)
     # With the taps on both sides: they change how onnxruntime rounds a quantised graph.
@@ -83,6 +95,7 @@ def canonicalise(
         batch=None if free else batch,
         output=output,
         taps=tuple(chosen),
+        tap_candidates=candidates,
         parameters=facts.parameters(fixed),
         macs=facts.macs(fixed, observed, batch),
     )

@@ -164,9 +164,14 @@ def describe(preprocessing: Preprocessing) -> str:
 
 def name(preprocessing: Preprocessing) -> str:
     """The short name of a preprocessing: channel order, scaling, and the crop where there is one."""
-    scaling = _published(preprocessing)
     crop = ", crop" if preprocessing.fit == "crop" else ""
-    return f"{preprocessing.channels} {scaling.name if scaling else 'as stated'}{crop}"
+    return f"{preprocessing.channels} {scaling_name(preprocessing)}{crop}"
+
+
+def scaling_name(preprocessing: Preprocessing) -> str:
+    """The scaling's name without the channel order."""
+    scaling = _published(preprocessing)
+    return scaling.name if scaling else "as stated"
 
 
 def rarity(preprocessing: Preprocessing) -> float:

@@ -21,7 +21,9 @@ from pu_engine import (
     guard_limits,
     labels,
     probe,
+    probed,
     scalar_inputs,
+    teacher_facts,
     trials,
 )
 from pu_engine.agreement import wilson_interval
@@ -37,6 +39,7 @@ from pu_engine.scalar_inputs import Binding
 from pu_engine.trials import Trial
 from pu_engine.types import IntakeInputs, LabelledEntry, StatedPreprocessing, Teacher
 
+CANONICAL = "canonical.onnx"
 STEPS = 5
 LOW_ACCURACY = 0.5  # an interval that ends below it is worth a warning
 
@@ -56,7 +59,7 @@ class Attempt:
 def run(inputs: IntakeInputs, out: Path, progress: Progress) -> Teacher:
     """Vet the model, free it of its conventions, and find them out with the labelled images.
 
-    Writes `canonical.onnx`, `tapped.onnx` and `labelled.json`.
+    Writes `canonical.onnx`, `tapped.onnx`, `labelled.json`, `probed.json` and `probed.logits.npy`.
 
     Raises:
         EngineError: what the guard, the images or the probe refuse.
@@ -76,6 +79,7 @@ def run(inputs: IntakeInputs, out: Path, progress: Progress) -> Teacher:
     canonicalisation.check_parity(chosen.original, canonical, values, best.scores, inputs.threads)
     progress.update(4, STEPS, "step")
     _write(out, canonical, found, best.order)
+    probed.write(out, found, probe.choose(found, len(answer.labels), inputs.seed), best.scores, best.order)
     warnings = (*found.warnings, *few, *_warnings(chosen, found))
     for text in warnings:
         progress.warn(text)
@@ -89,6 +93,8 @@ def run(inputs: IntakeInputs, out: Path, progress: Progress) -> Teacher:
         class_order=dict(best.order.index),
         class_names=_class_names(best.order, inputs.class_names, canonical.output.classes),
         taps=canonical.taps,
+        taps_stated=bool(inputs.taps),
+        tap_candidates=canonical.tap_candidates,
         accuracy=hypotheses[0].accuracy,
         accuracy_low=low,
         accuracy_high=high,
@@ -99,6 +105,7 @@ def run(inputs: IntakeInputs, out: Path, progress: Progress) -> Teacher:
         macs=canonical.macs,
         opset=graph_surgery.opset(vetted),
         producer=f"{vetted.producer_name} {vetted.producer_version}".strip(),
+        facts=teacher_facts.measure(inputs, vetted, canonical, out / CANONICAL, best.preprocessing),
         teacher_sha256=inputs.teacher.sha256,
         teacher_bytes=Path(inputs.teacher.path).stat().st_size,
         display_name=inputs.display_name,
@@ -146,6 +153,7 @@ def _attempt(binding: Binding, found: probe.Catalogue, inputs: IntakeInputs) -> 
         example,
         labels=len(found.names),
         stated=len(inputs.class_names),
+        stated_taps=inputs.taps,
         seed=inputs.seed,
         threads=inputs.threads,
     )
@@ -275,7 +283,7 @@ def _class_names(order: ClassOrder, stated: Sequence[str], classes: int) -> tupl
 
 
 def _write(out: Path, canonical: Canonical, found: probe.Catalogue, order: ClassOrder) -> None:
-    write_atomic(out / "canonical.onnx", guard.canonical_bytes(canonical.model))
+    write_atomic(out / CANONICAL, guard.canonical_bytes(canonical.model))
     write_atomic(out / "tapped.onnx", guard.canonical_bytes(canonical.tapped))
     rows = [
         LabelledEntry(key=key, label=label, index=order.index[label], held_out=put_aside, sha256=digest)

@@ -50,8 +50,8 @@ class Stage:
 INTAKE = Stage(
     name="intake",
     module="pu_engine.intake",
-    schema=1,
-    reads=("teacher", "external_data", "display_name", "class_names", "images", "preprocessing", "seed"),
+    schema=2,
+    reads=("teacher", "external_data", "display_name", "class_names", "taps", "images", "preprocessing", "seed"),
     profile="model",
     retries=0,
     minutes=10,
@@ -104,7 +104,9 @@ REPORT = Stage(
     needs=("intake", "scoring", "selection", "gathering", "distillation", "export", "verification"),
     reads=("pool", "images"),
 )
-INSPECTION = Stage(name="inspection", module="pu_engine.inspection", schema=1, needs=("intake",), minutes=10)
+INSPECTION = Stage(
+    name="inspection", module="pu_engine.inspection", schema=2, needs=("intake",), reads=("images",), minutes=10
+)
 PLAN = Stage(
     name="plan",
     module="pu_engine.plan",

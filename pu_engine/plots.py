@@ -19,7 +19,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from pu_engine.types import Latency
+from pu_engine.fact_types import Latency
 
 INK = "#010203"  # stands for currentColor until the SVG is text
 TAKEN = "#2f7ed8"

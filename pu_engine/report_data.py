@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pu_engine.fact_types import Latency
 from pu_engine.jsonform import to_json
 from pu_engine.results import load, read_manifest
 from pu_engine.types import (
-    Latency,
     Pool,
     ReportInputs,
     Scores,

@@ -59,17 +59,7 @@ def render(
         data: as `report_data.report_json` makes it.
         plots: SVG by name (scores, classes, curve, latency), of our own making: they are not escaped.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
-    environment.filters.update(
-        percent=percent, number=number, bytes=byte_size, seconds=duration, milliseconds=milliseconds, factor=factor,
-        plain=plain, values=values, figure=figure,
-    )  # fmt: skip
-    return environment.get_template(TEMPLATE).render(
+    return template(TEMPLATE).render(
         **data,
         headline=headline(data),
         parity=parity_words(data["student"]),
@@ -80,6 +70,21 @@ def render(
         plots={name: Markup(svg) for name, svg in plots.items()},
         pixelated=data["student"]["size"] <= PIXELATED_SIDE,
     )
+
+
+def template(name: str) -> jinja2.Template:
+    """A page's template, which escapes what it is given; its filters are the functions below."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.filters.update(
+        percent=percent, number=number, bytes=byte_size, seconds=duration, milliseconds=milliseconds, factor=factor,
+        plain=plain, values=values, figure=figure,
+    )  # fmt: skip
+    return environment.get_template(name)
 
 
 def headline(data: Mapping[str, Any]) -> str:

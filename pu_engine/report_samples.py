@@ -73,14 +73,14 @@ def class_rows(rows: SelectionRows, class_index: int) -> ClassRows:
     )
 
 
-def thumbnail(image: Pixels) -> str:
+def thumbnail(image: Pixels, pixels: int = THUMBNAIL_PIXELS) -> str:
     """A small copy as a data URI, encoded anew: nothing of the user's file but its pixels goes into the report.
 
     Args:
-        image: [H, W, C] uint8, C is 1 or 3.
+        image: [H, W, C] uint8, C is 1 or 3. pixels: longest side; smaller images stay as they are.
     """
     picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else np.ascontiguousarray(image))
-    picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), Image.Resampling.BILINEAR)
+    picture.thumbnail((pixels, pixels), Image.Resampling.BILINEAR)
     buffer = io.BytesIO()
     if max(picture.size) <= PNG_PIXELS:
         picture.save(buffer, "PNG")

@@ -70,6 +70,19 @@ def classifier_input(model: Any) -> str | None:
     return None
 
 
+def score_names(model: Any) -> set[str]:
+    """The logits, and what lies between the last matrix product and them: the scores before they are rescaled."""
+    made, data = producers(model), data_tensors(model)
+    names, name = {LOGITS}, LOGITS
+    while name in made and made[name].op_type not in CLASSIFIERS:
+        inputs = [n for n in made[name].input if n in data]
+        if not inputs:
+            break
+        name = inputs[0]
+        names.add(name)
+    return names if name in made and made[name].op_type in CLASSIFIERS else {LOGITS}
+
+
 def map_layout(model: Any, tensor: str, image_layout: str) -> str:
     """NCHW or NHWC of a 4-D tensor, by what made it; its shape alone would lie (16 x 16 x 16 exists)."""
     made, data = producers(model), data_tensors(model)
@@ -103,6 +116,15 @@ def candidates(model: Any) -> list[str]:
     return [name for name in cuts(model) if first <= order.get(name, -1) <= last and made[name].op_type != "Pad"]
 
 
+def kind_of(model: Any, name: str, value: NDArray[Any], image_layout: str, batch: int) -> str | None:
+    """How a tensor [N, ...] is pooled: NCHW, NHWC, tokens or vector; None where it can't be a tap."""
+    if value.dtype not in (np.float32, np.float16) or value.ndim not in (2, 3, 4) or value.shape[0] != batch:
+        return None
+    if value.ndim == 4:
+        return map_layout(model, name, image_layout)
+    return "tokens" if value.ndim == 3 else "vector"
+
+
 def choose(model: Any, names: Sequence[str], values: Mapping[str, NDArray[Any]], image_layout: str) -> list[Tap]:
     """Taps among the candidates, shallow to deep: the last of each of the deepest resolutions, and the last vector.
 
@@ -114,21 +136,18 @@ def choose(model: Any, names: Sequence[str], values: Mapping[str, NDArray[Any]],
     tokens, vectors = [], []
     for name in names:
         value = values[name]
-        if value.dtype not in (np.float32, np.float16):
-            continue
-        if value.ndim == 4:
-            layout = map_layout(model, name, image_layout)
-            size = value.shape[2:] if layout == "NCHW" else value.shape[1:3]
+        kind = kind_of(model, name, value, image_layout, len(values[LOGITS]))
+        if kind in ("NCHW", "NHWC"):
+            size = value.shape[2:] if kind == "NCHW" else value.shape[1:3]
             maps.pop(size, None)  # so that insertion order is the order of the last cuts
-            maps[size] = (name, layout)
-        elif value.ndim == 3:
+            maps[size] = (name, kind)
+        elif kind == "tokens":
             tokens.append(name)
-        elif value.ndim == 2 and value.shape[1] <= VECTOR_WIDTH:
+        elif kind == "vector" and value.shape[1] <= VECTOR_WIDTH:
             vectors.append(name)
     chosen = [(name, layout) for name, layout in maps.values()][-MAPS:]
     chosen += [(tokens[i], "tokens") for i in _evenly(len(tokens), TOKEN_CUTS)]
     chosen += [(name, "vector") for name in (vectors[-1:] if chosen else vectors[-MAPS:])]
-    widths = {name: _width(values[name], kind) for name, kind in chosen}
     last = [values[name] for name, kind in chosen if kind == "vector"]
     chosen = [
         (name, kind)
@@ -138,8 +157,13 @@ def choose(model: Any, names: Sequence[str], values: Mapping[str, NDArray[Any]],
     if not chosen:
         # A tree ensemble, or a single matrix: nothing but the scores describes the image.
         return [Tap(name=f"{TAP_PREFIX}0", source=f"{LOGITS}:vector", width=int(values[LOGITS].shape[1]))]
+    return numbered(chosen, values)
+
+
+def numbered(chosen: Sequence[tuple[str, str]], values: Mapping[str, NDArray[Any]]) -> list[Tap]:
+    """Taps of tensors with their kinds, in that order."""
     return [
-        Tap(name=f"{TAP_PREFIX}{index}", source=f"{name}:{kind}", width=widths[name])
+        Tap(name=f"{TAP_PREFIX}{index}", source=f"{name}:{kind}", width=_width(values[name], kind))
         for index, (name, kind) in enumerate(chosen)
     ]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pu_engine.fact_types import Latency, TapCandidate, TeacherFacts
 from pu_engine.jsonform import MEASURED
 
 
@@ -102,6 +103,7 @@ class IntakeInputs:
     images: LabelledImages
     external_data: Mapping[str, File] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
+    taps: tuple[str, ...] = ()  # names of tensors; empty: chosen from the graph
     preprocessing: StatedPreprocessing = field(default_factory=StatedPreprocessing)
     display_name: str = "teacher.onnx"
     seed: int = 0
@@ -113,7 +115,8 @@ class Teacher:
     """A teacher whose conventions were tested.
 
     Files: `canonical.onnx` (one image input, one logits output [N, K] float32, named `input` and
-    `logits`), `tapped.onnx` (the same with one output for each tap), `labelled.json` (the split).
+    `logits`), `tapped.onnx` (the same with one output for each tap), `labelled.json` (the split),
+    `probed.json` and `probed.logits.npy` (what it said of the images that its conventions were tested on).
     """
 
     preprocessing: Preprocessing
@@ -123,6 +126,8 @@ class Teacher:
     class_order: Mapping[str, int]  # label -> output index
     class_names: tuple[str, ...]  # output index -> label, or the index as text
     taps: tuple[Tap, ...]
+    taps_stated: bool = False  # by the user
+    tap_candidates: tuple[TapCandidate, ...] = ()
     accuracy: float
     accuracy_low: float
     accuracy_high: float
@@ -132,6 +137,7 @@ class Teacher:
     macs: int
     opset: int
     producer: str
+    facts: TeacherFacts
     teacher_sha256: str
     teacher_bytes: int
     display_name: str
@@ -404,18 +410,6 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Latency:
-    """Timed on this machine; milliseconds."""
-
-    subject: str  # teacher | fp32 | ...
-    batch: int
-    threads: int
-    p50_ms: float
-    p90_ms: float
-    runs: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Verdicts:
     verdicts: tuple[Verdict, ...]
     latencies: tuple[Latency, ...] = field(metadata=MEASURED)
@@ -452,9 +446,10 @@ class Report:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InspectionInputs:
-    """Write what intake found as `inspection.json`, by the stable keys of `punnet inspect --json`."""
+    """Write what intake found as `inspection.json`, by the stable keys of `punnet inspect --json`, and as a page."""
 
     intake: Folder
+    images: LabelledImages
     threads: int = 1
 
 

@@ -6,6 +6,7 @@ is counted on its wire bytes. Which field holds which message is read from onnx'
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ FIXED_PAYLOAD = {"raw_data", "float_data", "double_data"}
 VARINT_PAYLOAD = {"int32_data", "int64_data", "uint64_data"}
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 VARINT_BYTES = 10
+IR_VERSION_FIELD = onnx.ModelProto.DESCRIPTOR.fields_by_name["ir_version"].number
 
 
 @dataclass(slots=True)
@@ -103,7 +105,28 @@ def scan(data: bytes) -> WireCounts:
             raise _malformed(position)
 
 
-def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:
+def declared_ir_version(data: bytes | mmap.mmap) -> int:
+    """The IR version that a serialised ModelProto names, 0 for none; of several the last, as protobuf reads it.
+
+    Args:
+        data: bytes that `scan` let pass.
+    """
+    found, position = 0, 0
+    while position < len(data):
+        tag, position = _varint(data, position, len(data))
+        number, kind = tag >> 3, tag & 7
+        if kind == VARINT:
+            value, position = _varint(data, position, len(data))
+            found = value if number == IR_VERSION_FIELD else found
+        elif kind == LENGTH:
+            size, position = _varint(data, position, len(data))
+            position += size
+        else:
+            position += 4 if kind == FIXED32 else 8
+    return found
+
+
+def _varint(data: bytes | mmap.mmap, position: int, end: int) -> tuple[int, int]:
     if position < end and data[position] < 0x80:  # nearly all of them
         return data[position], position + 1
     value = 0

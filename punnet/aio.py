@@ -332,6 +332,7 @@ class AsyncClient:
                 images,
                 scratch=Path(scratch),
                 class_names=tuple(options.get("class_names", ())),
+                taps=tuple(options.get("taps", ())),
                 external_data=external_data,
             )
             request.teacher.CopyFrom(material.teacher)

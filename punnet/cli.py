@@ -9,8 +9,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from punnet import __version__
-from punnet.cli_compress import compress, inspect, plan
+from punnet.cli_compress import compress, plan
 from punnet.cli_doctor import doctor
+from punnet.cli_inspect import inspect
 from punnet.cli_jobs import cancel, delete, download, jobs, watch
 from punnet.cli_output import print_error
 from punnet.cli_pool import pool_app, students

@@ -1,9 +1,8 @@
-"""`punnet compress`, `punnet plan` and `punnet inspect`."""
+"""`punnet compress` and `punnet plan`."""
 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,14 +12,13 @@ import typer
 from punnet import cli_options as o
 from punnet.aio import state_name
 from punnet.cli_output import artifact_documents, bytes_text, percent_text, print_document, print_table, seconds_text
-from punnet.cli_progress import run_to_end, transfer_bar
+from punnet.cli_progress import finished_document, run_to_end, transfer_bar
 from punnet.client import Client
 from punnet.errors import InvalidRequest
 from punnet.job import Job
 from punnet.v1 import job_pb2
 
-REPORT, INSPECTION, PLAN = "report.json", "inspection.json", "plan.json"
-HYPOTHESES_SHOWN = 8
+REPORT, PLAN = "report.json", "plan.json"
 
 
 def compress(
@@ -56,6 +54,7 @@ def compress(
     input_height: o.InputHeight = None,
     input_width: o.InputWidth = None,
     fit: o.Fit = None,
+    taps: o.Taps = None,
     targets: o.Targets = None,
     max_batch: o.MaxBatch = None,
     seed: o.Seed = None,
@@ -105,6 +104,7 @@ def plan(
     input_height: o.InputHeight = None,
     input_width: o.InputWidth = None,
     fit: o.Fit = None,
+    taps: o.Taps = None,
     seed: o.Seed = None,
     server: o.Server = None,
     data: o.Data = None,
@@ -115,7 +115,7 @@ def plan(
         o.existing_pool(client, pool)
         with transfer_bar("uploading") as progress:
             job = client.plan(teacher, images, pool, progress=progress, **o.stated(ctx))
-        document = _finished_document(client, job, PLAN)
+        document = finished_document(client, job, PLAN)
     if as_json:
         print_document(document)
         return
@@ -128,44 +128,6 @@ def plan(
         f"{document['student']} with {document['parameters']:,} parameters"
     )
     print_table(title, ("stage", "time", "memory", "how it was found"), rows)
-
-
-def inspect(
-    ctx: typer.Context,
-    *,
-    teacher: o.TeacherFile,
-    images: o.Images,
-    layout: o.Layout = None,
-    channels: o.Channels = None,
-    scale: o.Scale = None,
-    mean: o.Mean = None,
-    std: o.Std = None,
-    input_height: o.InputHeight = None,
-    input_width: o.InputWidth = None,
-    fit: o.Fit = None,
-    seed: o.Seed = None,
-    server: o.Server = None,
-    data: o.Data = None,
-    as_json: o.AsJson = False,
-) -> None:
-    """Find out what a teacher expects and how well it does on the labelled images."""
-    with Client(server, data=data) as client:
-        with transfer_bar("uploading") as progress:
-            job = client.inspect(teacher, images, progress=progress, **o.stated_of_teacher(ctx))
-        document = _finished_document(client, job, INSPECTION)
-    if as_json:
-        print_document(document)
-    else:
-        _print_inspection(document)
-
-
-def _finished_document(client: Client, job: Job, name: str) -> dict[str, Any]:
-    """Waits for a job and reads the one artifact that it is there for."""
-    run_to_end(client, job.id)
-    with tempfile.TemporaryDirectory(prefix="punnet-") as folder:
-        client.download(job.id, folder)
-        document: dict[str, Any] = json.loads((Path(folder) / name).read_text())
-    return document
 
 
 def _print_started(job: Job, as_json: bool) -> None:
@@ -227,32 +189,5 @@ def print_report(report: Mapping[str, Any]) -> None:
     print_table("Variants", ("name", "format", "size", "file"), variants)
 
 
-def _print_inspection(document: Mapping[str, Any]) -> None:
-    shown = ("layout", "channels", "scale", "mean", "std", "dtype", "size", "batch", "output", "classes", "images")
-    rows = [(key, _value(document[key])) for key in shown if key in document]
-    low, high = percent_text(document["accuracy_low"]), percent_text(document["accuracy_high"])
-    rows.append(("accuracy", f"{percent_text(document['accuracy'])} ({low} to {high})"))
-    print_table("Teacher", ("", ""), rows)
-    hypotheses = [
-        (
-            *(_value(h["preprocessing"][key]) for key in ("layout", "channels", "scale", "mean", "std")),
-            f"{h['nll']:.3f}",
-            percent_text(h["accuracy"]),
-        )
-        for h in document.get("hypotheses", [])[:HYPOTHESES_SHOWN]
-    ]
-    if hypotheses:
-        columns = ("layout", "channels", "scale", "mean", "std", "log loss", "accuracy")
-        print_table("What was tried, best first", columns, hypotheses)
-
-
 def _milliseconds(speed: Mapping[str, Any], key: str) -> str:
     return f"{speed[key]:.2f}" if key in speed else "-"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(_value(v) for v in value)
-    if value is None:
-        return "any"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

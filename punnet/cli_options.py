@@ -72,6 +72,15 @@ InputWidth = Annotated[int | None, typer.Option("--input-width", rich_help_panel
 Fit = Annotated[
     str | None, typer.Option("--fit", rich_help_panel=_TEACHER, help=_choice("fit", "How images are resized"))
 ]
+Taps = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tap",
+        metavar="NAME",
+        rich_help_panel=_TEACHER,
+        help="A tensor to take as features, in place of those that are chosen; may be repeated.",
+    ),
+]
 
 Student = Annotated[
     str | None,

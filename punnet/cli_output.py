@@ -9,7 +9,9 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from punnet.errors import PunnetError
 from punnet.v1 import job_pb2
@@ -38,6 +40,18 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     results().print(table)
+
+
+def print_facts(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """Names with what they are, without a frame, on stdout."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in rows:
+        grid.add_row(name, Text(value))
+    console = results()
+    console.print(Text(title, style="bold"))
+    console.print(Padding(grid, (0, 0, 1, 2)))
 
 
 def print_error(error: PunnetError, *, as_json: bool) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -14,6 +19,7 @@ from punnet.blobs import Transfer, TransferProgress
 from punnet.cli_output import notices, seconds_text, stage_state
 from punnet.client import Client
 from punnet.errors_from_rpc import error_from_job
+from punnet.job import Job
 from punnet.v1 import job_pb2
 
 INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells have it
@@ -52,6 +58,21 @@ def run_to_end(client: Client, job_id: str, *, then: str = "") -> job_pb2.Job:
     if job.state != job_pb2.JOB_STATE_SUCCEEDED:
         raise error_from_job(job)
     return job
+
+
+def finished_document(client: Client, job: Job, name: str, *, keep: Mapping[str, Path] | None = None) -> dict[str, Any]:
+    """Waits for a job and reads the one JSON artifact that it is there for.
+
+    Args:
+        keep: further artifacts by name, and the files that they become.
+    """
+    run_to_end(client, job.id)
+    with tempfile.TemporaryDirectory(prefix="punnet-") as folder:
+        client.download(job.id, folder)
+        document: dict[str, Any] = json.loads((Path(folder) / name).read_text())
+        for artifact, path in (keep or {}).items():
+            shutil.copyfile(Path(folder) / artifact, path)
+    return document
 
 
 def follow(client: Client, job_id: str) -> None:

@@ -148,6 +148,7 @@ TABLE: Mapping[str, Row] = {
     "UNSUPPORTED_FORMAT": Row(_ARGUMENT, InvalidTeacher, 3),
     "TEACHER_NOT_A_CLASSIFIER": Row(_ARGUMENT, UnsupportedTeacher, 3),
     "TEACHER_CONVENTION_UNKNOWN": Row(_ARGUMENT, UnsupportedTeacher, 3),
+    "TAP_INVALID": Row(_ARGUMENT, InvalidRequest, 2),
     "TEACHER_IGNORES_IMAGE": Row(_ARGUMENT, UnsupportedTeacher, 3),
     "LABELS_UNMAPPABLE": Row(_ARGUMENT, InvalidImages, 4),
     "IMAGES_MISSING": Row(_ARGUMENT, InvalidImages, 4),

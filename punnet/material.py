@@ -32,6 +32,7 @@ def gather_material(
     *,
     scratch: Path,
     class_names: tuple[str, ...] = (),
+    taps: tuple[str, ...] = (),
     external_data: Mapping[str, Path | bytes] | None = None,
 ) -> Material:
     """Hashes the teacher with its external data and packs the images into a tar under `scratch`.
@@ -56,6 +57,7 @@ def gather_material(
             external_data={location: blob.sha256 for location, blob in data.items()},
             display_name=source.name[:DISPLAY_NAME_CHARACTERS] if isinstance(source, Path) else "",
             class_names=class_names,
+            taps=taps,
         ),
         images=options_pb2.LabelledImages(tar=options_pb2.TarBlob(sha256=packed.sha256)),
         blobs=(model, *data.values(), packed),

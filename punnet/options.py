@@ -31,6 +31,7 @@ class InspectOptions(TypedDict, total=False):
     input_width: int
     fit: str  # stretch | crop
     class_names: Sequence[str]
+    taps: Sequence[str]
     seed: int
     request_id: str
 

@@ -100,6 +100,7 @@ def inspection_spec(request: compression_pb2.CompressRequest | catalogue_pb2.Ins
         external_data={name: _file(sha256) for name, sha256 in sorted(teacher.external_data.items())},
         display_name=teacher.display_name,
         class_names=list(teacher.class_names),
+        taps=list(teacher.taps),
         preprocessing=preprocessing,
     )
     return spec | {"teacher": _file(teacher.sha256), "images": _images(request.images), "seed": request.seed}

@@ -21,6 +21,8 @@ SEED_LIMIT = 2**31 - 1
 LABEL_CHARACTERS = 200
 NAME_CHARACTERS = 200
 CLASS_NAMES = 100_000
+TAPS = 16
+TENSOR_CHARACTERS = 512
 EXTERNAL_FILES = 1000
 LOCATION_CHARACTERS = 512
 IMAGES = 110_000
@@ -129,6 +131,12 @@ def _teacher(teacher: options_pb2.Teacher) -> None:
         _text("teacher.class_names", name, LABEL_CHARACTERS)
     if len(set(teacher.class_names)) != len(teacher.class_names):
         raise violation("teacher.class_names", "names that all differ", "a name twice")
+    if len(teacher.taps) > TAPS:
+        raise violation("teacher.taps", f"at most {TAPS} tensors", len(teacher.taps))
+    for name in teacher.taps:
+        _text("teacher.taps", name, TENSOR_CHARACTERS)
+    if len(set(teacher.taps)) != len(teacher.taps):
+        raise violation("teacher.taps", "names that all differ", "a name twice")
 
 
 def _images(images: options_pb2.LabelledImages) -> None:

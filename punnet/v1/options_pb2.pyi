@@ -233,6 +233,7 @@ class Teacher(_message.Message):
     EXTERNAL_DATA_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     CLASS_NAMES_FIELD_NUMBER: _builtins.int
+    TAPS_FIELD_NUMBER: _builtins.int
     sha256: _builtins.str
     """Lower-case hexadecimal sha256 of the .onnx file."""
     display_name: _builtins.str
@@ -245,6 +246,13 @@ class Teacher(_message.Message):
     def class_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the outputs in index order, where the user wants to state them."""
 
+    @_builtins.property
+    def taps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tensors of the model whose pooled values describe an image, by name, where the user wants to state
+        them: float tensors [N, ...] of rank 2 to 4 on the way to the scores, without the scores. At most
+        16, all different, each of 1 to 512 characters; empty means chosen from the graph.
+        """
+
     def __init__(
         self,
         *,
@@ -252,10 +260,11 @@ class Teacher(_message.Message):
         external_data: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         display_name: _builtins.str = ...,
         class_names: _abc.Iterable[_builtins.str] | None = ...,
+        taps: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_names", b"class_names", "display_name", b"display_name", "external_data", b"external_data", "sha256", b"sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_names", b"class_names", "display_name", b"display_name", "external_data", b"external_data", "sha256", b"sha256", "taps", b"taps"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -79,6 +80,51 @@ def test_inspect_shows_a_table_and_the_hypotheses(shared_server: RunningServer, 
     assert "NCHW" in shown.stdout
     assert "What was tried, best first" in shown.stdout
     assert "intake: " in shown.stderr  # progress is not among the results
+
+
+def test_inspect_writes_a_page_beside_its_document(
+    shared_server: RunningServer, small_job: SmallJob, folder: Path
+) -> None:
+    page = folder / "page.html"
+    found = document(
+        punnet(
+            *(shared_server, "inspect", small_job.teacher, "--images", small_job.images),
+            *("--html", page, "--tap", "r2", "--tap", "c1", "--json"),
+        )
+    )
+    text = page.read_text()
+    assert "default-src 'none'" in text
+    assert text.count("data:image/png") >= 24
+    assert f"{100 * found['accuracy']:.1f} % of {found['images']} labelled images" in text
+    assert [tap["source"] for tap in found["taps"]] == ["c1:NCHW", "r2:NCHW"]
+    assert found["taps_stated"]
+    assert {"c1", "r1", "c2", "r2", "p", "f"} == {row["name"] for row in found["tap_candidates"]}
+    assert found["operators"] == {"Conv": 2, "Relu": 2, "Flatten": 1, "Gemm": 1, "GlobalAveragePool": 1}
+    assert found["activation_bytes"] == 4 * (2 * 12 * 8 * 8)  # the first convolution's map and its Relu
+    assert [row["batch"] for row in found["latencies"]] == [1, 32]
+    assert all(0 < row["p50_ms"] <= row["p90_ms"] for row in found["latencies"])
+    asked = importlib.util.find_spec("tensorrt_rtx") is not None
+    assert found["tensorrt"]["unchecked"] == ("" if asked else "no TensorRT parser installed")  # confined as it is
+
+
+def test_tap_that_is_not_there_exits_2_with_the_candidates(shared_server: RunningServer, small_job: SmallJob) -> None:
+    done = punnet(
+        *(shared_server, "inspect", small_job.teacher, "--images", small_job.images, "--tap", "y", "--json"),
+    )
+    error = document(done, status=2)["error"]
+    assert (error["code"], error["details"]["stage"]) == ("TAP_INVALID", "intake")
+    assert error["details"]["candidates"] == "c1, r1, c2, r2, p, f"
+    assert "scores" in error["message"]
+
+
+def test_page_without_a_folder_starts_no_job(shared_server: RunningServer, small_job: SmallJob, folder: Path) -> None:
+    before = document(punnet(shared_server, "jobs", "--json"))["jobs"]
+    done = punnet(
+        *(shared_server, "inspect", small_job.teacher, "--images", small_job.images),
+        *("--html", folder / "nowhere" / "page.html"),
+    )
+    assert done.returncode == 2
+    assert document(punnet(shared_server, "jobs", "--json"))["jobs"] == before
 
 
 def test_validation_prints_the_contract_of_compress(

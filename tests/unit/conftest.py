@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pu_engine.fact_types import Latency, ParserCheck, TeacherFacts
 from pu_engine.jsonform import to_json
 from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest, file_sha256
@@ -22,6 +23,16 @@ Pack = Callable[[Path, Mapping[str, bytes]], File]
 MakePool = Callable[..., Folder]
 MakeIntake = Callable[..., Folder]
 MakeJpeg = Callable[..., bytes]
+
+# What a teacher costs matters to no stage but those that print it.
+FACTS = TeacherFacts(
+    ir_version=8,
+    opsets={"ai.onnx": 17},
+    operators={"Conv": 1, "Gemm": 1},
+    activation_bytes=4096,
+    tensorrt=ParserCheck(parser="TensorRT-RTX 1.7", refused=(), refused_nodes=0, unchecked=""),
+    latencies=(Latency(subject="teacher", batch=1, threads=1, p50_ms=0.5, p90_ms=0.6, runs=50),),
+)
 
 
 @pytest.fixture(scope="session")
@@ -113,6 +124,7 @@ def _teacher(batch: int | None) -> Teacher:
         macs=7000,
         opset=17,
         producer="test",
+        facts=FACTS,
         teacher_sha256="0" * 64,
         teacher_bytes=1,
         display_name="tiny.onnx",

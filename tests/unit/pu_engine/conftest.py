@@ -29,6 +29,7 @@ from pu_engine.types import (
     Teacher,
     TrainingSet,
 )
+from tests.unit.conftest import FACTS
 
 SIZE, CLASSES = 16, 3
 COLOURS = np.array([[200, 60, 60], [60, 200, 60], [60, 60, 200]])
@@ -117,6 +118,7 @@ def teacher_result(**changes: Any) -> Teacher:
         "macs": 9,
         "opset": 17,
         "producer": "",
+        "facts": FACTS,
         "teacher_sha256": "0" * 64,
         "teacher_bytes": 1,
         "display_name": "teacher.onnx",

@@ -17,8 +17,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from pu_engine import intake
+from pu_engine import intake, probed
 from pu_engine.errors import EngineError
+from pu_engine.jsonform import to_json
 from pu_engine.labels import ClassOrder
 from pu_engine.progress import SilentProgress
 from pu_engine.results import file_sha256
@@ -116,7 +117,9 @@ def test_conventions_files_and_facts_are_found(tmp_path: Path) -> None:
     assert (teacher.output, teacher.batch, teacher.classes) == ("logits", None, 3)
     assert teacher.class_names == ("amber", "blue", "green")
     assert (teacher.opset, teacher.producer, teacher.parameters, teacher.macs) == (17, "by-hand", 66, 9 * 3 + 27)
-    assert sorted(p.name for p in out.iterdir()) == ["canonical.onnx", "labelled.json", "tapped.onnx"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "canonical.onnx", "labelled.json", "probed.json", "probed.logits.npy", "tapped.onnx",
+    ]  # fmt: skip
     assert progress.warnings == list(teacher.warnings)
 
 
@@ -157,7 +160,39 @@ def test_run_repeats_to_the_byte_even_over_leftovers(tmp_path: Path) -> None:
     (out / "tapped.onnx").write_bytes(b"half")
     second, _, _ = take_in(tmp_path, teacher_bytes(), EVENLY)
     assert {p.name: file_sha256(p) for p in out.iterdir()} == digests
-    assert first == second
+    assert to_json(first, measured=False) == to_json(second, measured=False)
+
+
+def test_facts_are_measured_on_the_way(tmp_path: Path) -> None:
+    teacher, _, _ = take_in(tmp_path, teacher_bytes(), EVENLY)
+    facts = teacher.facts
+    assert (facts.ir_version, facts.opsets) == (8, {"ai.onnx": 17})
+    assert facts.operators == {"Abs": 1, "Conv": 1, "Flatten": 1, "Gemm": 1, "GlobalAveragePool": 1}
+    assert facts.activation_bytes == 4 * (3 * SIDE * SIDE + 3)  # the image and its mean
+    assert [row.batch for row in facts.latencies] == [1, 32]
+    assert facts.tensorrt.refused_nodes == 0
+
+
+def test_taps_are_those_that_the_user_names(tmp_path: Path) -> None:
+    teacher, out, _ = take_in(tmp_path, teacher_bytes(), EVENLY, taps=("a", "c"))
+    assert [tap.source for tap in teacher.taps] == ["c:NCHW", "a:NCHW"]
+    assert teacher.taps_stated
+    assert {"c", "a"} <= {row.name for row in teacher.tap_candidates}
+    names = [item.name for item in onnx.load(out / "tapped.onnx").graph.output]
+    assert names == ["logits", "tap_0", "tap_1"]
+
+
+def test_tap_behind_the_scores_is_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path, teacher_bytes(), EVENLY, taps=("y",)) == "TAP_INVALID"
+
+
+def test_probed_images_are_kept_with_their_logits(tmp_path: Path) -> None:
+    teacher, out, _ = take_in(tmp_path, teacher_bytes(("green", "amber", "blue")), EVENLY)
+    found = probed.read(out)
+    assert len(found.rows) == teacher.images
+    assert all(row.index == teacher.class_order[row.label] for row in found.rows)
+    share = np.mean(found.logits.argmax(axis=1) == [row.index for row in found.rows])
+    assert share == 1.0
 
 
 def test_order_of_outputs_is_found_from_the_images(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from pu_engine.types import (
     Tap,
     Teacher,
 )
+from tests.unit.conftest import FACTS
 
 POOL_IMAGES, SIDE, CLASSES = 20, 8, 3
 PIXELS = Preprocessing(
@@ -45,7 +46,7 @@ TEACHER = Teacher(
     preprocessing=PIXELS, output="logits", batch=None, classes=CLASSES, class_order={"0": 0, "1": 1, "2": 2},
     class_names=("0", "1", "2"), taps=(Tap(name="tap0", source="flat", width=SIDE * SIDE),), accuracy=1.0,
     accuracy_low=0.9, accuracy_high=1.0, images=6, hypotheses=(), parameters=192, macs=192, opset=20, producer="test",
-    teacher_sha256="0" * 64, teacher_bytes=1000, display_name="linear.onnx",
+    facts=FACTS, teacher_sha256="0" * 64, teacher_bytes=1000, display_name="linear.onnx",
 )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 
 from pu_engine import plots
-from pu_engine.types import Latency
+from pu_engine.fact_types import Latency
 
 LATENCIES = [
     Latency(subject="teacher", batch=1, threads=1, p50_ms=2.0, p90_ms=2.5, runs=9),

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from pu_engine import ingest, report, report_data, report_page
+from pu_engine.fact_types import Latency
 from pu_engine.jsonform import to_json
 from pu_engine.pool import pool_folder
 from pu_engine.progress import SilentProgress
@@ -29,7 +30,6 @@ from pu_engine.types import (
     Folder,
     IngestInputs,
     LabelledImages,
-    Latency,
     Preprocessing,
     ReportInputs,
     Scores,
@@ -43,6 +43,7 @@ from pu_engine.types import (
     Verdict,
     Verdicts,
 )
+from tests.unit.conftest import FACTS
 
 POOL_IMAGES = 30
 HOSTILE = "<script>alert(1)</script>"
@@ -52,8 +53,9 @@ GRAY = Preprocessing(
 TEACHER = Teacher(
     preprocessing=GRAY, output="logits", batch=None, classes=3, class_order={"0": 0, HOSTILE: 1, "$x": 2},
     class_names=("0", HOSTILE, "$x"), taps=(), accuracy=0.95, accuracy_low=0.9, accuracy_high=0.98, images=60,
-    hypotheses=(), parameters=388_000, macs=14_000_000, opset=18, producer="pytorch 2.13", teacher_sha256="a" * 64,
-    teacher_bytes=1_580_185, display_name="teacher<b>.onnx", warnings=("Class 9 has no labelled images.",),
+    hypotheses=(), parameters=388_000, macs=14_000_000, opset=18, producer="pytorch 2.13", facts=FACTS,
+    teacher_sha256="a" * 64, teacher_bytes=1_580_185, display_name="teacher<b>.onnx",
+    warnings=("Class 9 has no labelled images.",),
 )  # fmt: skip
 SELECTION = Selection(
     pool_images=POOL_IMAGES, picked=12, score="pu", why="A share of .25 looks like the source.", prior=0.25,

@@ -37,6 +37,7 @@ from pu_engine.types import (
     Tap,
     Teacher,
 )
+from tests.unit.conftest import FACTS
 
 CLASSES, WIDTHS = 3, (6, 8)
 WIDTH = sum(WIDTHS)
@@ -114,6 +115,7 @@ def write_case(root: Path, case: Case, options: SelectionOptions | None = None) 
         macs=1,
         opset=20,
         producer="test",
+        facts=FACTS,
         teacher_sha256="0" * 64,
         teacher_bytes=1,
         display_name="teacher.onnx",

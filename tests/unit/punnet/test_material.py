@@ -17,10 +17,10 @@ EXTERNAL_MODEL = b"\x3a\x13\x2a\x11\x6a\x0f\x0a\x08location\x12\x03w.d"
 
 def test_teacher_and_tar_are_named_by_digest(tmp_path: Path) -> None:
     (tmp_path / "t.onnx").write_bytes(b"\x08\x08")
-    material = gather_material(tmp_path / "t.onnx", IMAGES, scratch=tmp_path, class_names=("a", "b"))
+    material = gather_material(tmp_path / "t.onnx", IMAGES, scratch=tmp_path, class_names=("a", "b"), taps=("relu",))
     assert material.teacher.sha256 == hashlib.sha256(b"\x08\x08").hexdigest()
     assert material.teacher.display_name == "t.onnx"
-    assert list(material.teacher.class_names) == ["a", "b"]
+    assert (list(material.teacher.class_names), list(material.teacher.taps)) == (["a", "b"], ["relu"])
     assert material.images.tar.sha256 == hashlib.sha256((tmp_path / "images.tar").read_bytes()).hexdigest()
     assert [b.sha256 for b in material.blobs] == [material.teacher.sha256, material.images.tar.sha256]
 

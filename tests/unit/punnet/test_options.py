@@ -24,7 +24,8 @@ def test_every_keyword_reaches_its_field() -> None:
         steps=5, batch_size=8, learning_rate=0.5, temperature=2.0, labelled_share=0.5, label_weight=0.0,
         class_weights="chi2", radius=0.125, targets=["cpu"], max_batch=7,
         layout="nhwc", channels="bgr", scale=1.0, mean=[1.0], std=[2.0], input_height=30, input_width=31,
-        seed=9, validate_only=True, request_id="r", class_names=["a"],
+        fit="crop",
+        seed=9, validate_only=True, request_id="r", class_names=["a"], taps=["t"],
     )  # fmt: skip
     assert set(options) == set(CompressOptions.__annotations__)
     request = compress_request("p", options)
@@ -58,6 +59,7 @@ def test_every_keyword_reaches_its_field() -> None:
         std=[2.0],
         height=30,
         width=31,
+        fit=options_pb2.FIT_CROP,
     )
     assert (request.seed, request.validate_only, request.request_id) == (9, True, "r")
 
