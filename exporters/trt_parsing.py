@@ -22,6 +22,7 @@ PARSERS = {"tensorrt_rtx": "TensorRT-RTX", "tensorrt": "TensorRT"}  # the first 
 TIMEOUT_SECONDS = 60.0  # a ResNet-56 takes 0.02 s
 KEPT_NODES = 200
 REASON_CHARACTERS = 300
+CUDA_NOTE = "[checkMacros.cpp::catchCudaError"
 NOT_INSTALLED = "no TensorRT parser installed"
 
 
@@ -108,7 +109,8 @@ def _reason(text: str) -> str:
     """The parser's words on one line; for an operator that it lacks it only gives the condition that failed."""
     if text == "false" or "Plugin not found" in text:
         return "the parser has no such operator"
-    return " ".join(text.split())[:REASON_CHARACTERS]
+    # Without a driver TensorRT-RTX 1.7 appends what CUDA said to each of its own errors.
+    return " ".join(text.partition(CUDA_NOTE)[0].split())[:REASON_CHARACTERS]
 
 
 def _status(returncode: int) -> str:

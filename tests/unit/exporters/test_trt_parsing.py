@@ -109,7 +109,13 @@ def test_node_without_a_name_is_named_by_its_place_and_counts_once() -> None:
             node=lambda: place, node_name=lambda: name, node_operator=lambda: "Det", desc=lambda: text
         )
 
-    rows = trt_parsing._refusals([error(4, "", "a\n b"), error(4, "", "again"), error(5, "", "false")])
+    rows = trt_parsing._refusals(
+        [
+            error(4, "", "a\n b\n[checkMacros.cpp::catchCudaError::250] no driver"),
+            error(4, "", "again"),
+            error(5, "", "false"),
+        ]
+    )
     assert rows == [
         Refusal(node="#4", operator="Det", reason="a b"),
         Refusal(node="#5", operator="Det", reason="the parser has no such operator"),
