@@ -49,7 +49,7 @@ def run_rows(session: Any, values: NDArray[Any], batch: int | None) -> list[NDAr
         One array a graph output, [n, ...].
 
     Raises:
-        EngineError: MODEL_BAD_GRAPH where the run fails.
+        EngineError: MODEL_BAD_GRAPH where the run fails, or an output has not one entry a row.
     """
     name = session.get_inputs()[0].name
     chunk = CHUNK_ROWS if batch is None else batch
@@ -62,8 +62,19 @@ def run_rows(session: Any, values: NDArray[Any], batch: int | None) -> list[NDAr
             outputs = session.run(None, {name: padded})
         except ORT_ERRORS as error:
             raise _does_not_run("The model can't be run on an image", error) from error
-        parts.append([np.asarray(output)[: len(rows)] for output in outputs])
-    return [np.concatenate(column) for column in zip(*parts, strict=True)]
+        arrays = [np.asarray(output) for output in outputs]
+        for array in arrays:
+            if array.ndim == 0 or len(array) != len(padded):
+                raise _not_a_row_each(f"An output has shape {list(array.shape)} for {len(padded)} images.")
+        parts.append([array[: len(rows)] for array in arrays])
+    return [_joined(column) for column in zip(*parts, strict=True)]
+
+
+def _joined(column: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    shapes = sorted({part.shape[1:] for part in column})
+    if len(shapes) > 1:
+        raise _not_a_row_each(f"An output has entries of shape {list(shapes[0])} and of shape {list(shapes[1])}.")
+    return np.concatenate(column)
 
 
 def with_outputs(model: Any, names: Sequence[str]) -> Any:
@@ -91,6 +102,12 @@ def observe(model: Any, names: Sequence[str], rows: NDArray[Any], threads: int) 
     except ORT_ERRORS as error:
         raise _does_not_run("The model can't be run on an image", error) from error
     return dict(zip(names, outputs, strict=True))
+
+
+def _not_a_row_each(message: str) -> EngineError:
+    return EngineError(
+        "MODEL_BAD_GRAPH", message, "Export a model whose outputs have one entry of one shape for each image."
+    )
 
 
 def _does_not_run(what: str, error: Exception) -> EngineError:
