@@ -24,13 +24,15 @@ ORT_ERRORS = (
 )
 CHUNK_ROWS = 32
 MESSAGE_CHARACTERS = 300
+# How onnxruntime's own messages say that the process's memory limit was met.
+OUT_OF_MEMORY_MARKS = ("bad_alloc", "Failed to allocate memory", "exceeds the supported maximum of")
 
 
 def stranger_session(model: Any, threads: int) -> Any:
     """A session on a guarded model of a stranger, from bytes.
 
     Raises:
-        EngineError: MODEL_BAD_GRAPH where onnxruntime refuses the model.
+        EngineError: MODEL_BAD_GRAPH where onnxruntime refuses the model, MODEL_MEMORY where memory ends before.
     """
     try:
         return open_session(model.SerializeToString(deterministic=True), threads=threads, fold_constants=False)
@@ -112,6 +114,13 @@ def _not_a_row_each(message: str) -> EngineError:
 
 def _does_not_run(what: str, error: Exception) -> EngineError:
     text = "".join(c if c.isprintable() else " " for c in str(error))[:MESSAGE_CHARACTERS]
+    if any(mark in str(error) for mark in OUT_OF_MEMORY_MARKS):
+        return EngineError(
+            "MODEL_MEMORY",
+            f"{what} within the memory that a stranger's model gets.",
+            "Use a smaller model or image size, or ask the operator to raise the limit.",
+            onnxruntime=text,
+        )
     return EngineError(
         "MODEL_BAD_GRAPH",
         f"{what}.",

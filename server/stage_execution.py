@@ -167,7 +167,7 @@ class StageExecution:
                 await self._note(job, replace(run, state="CANCELLED" if context.cancelled() else LOST_RUN))
                 raise StageStopped
             try:
-                manifest = await asyncio.to_thread(self._judge, stage, self._data.stage(job.tenant, key), outcome)
+                manifest = await asyncio.to_thread(judge, stage, self._data.stage(job.tenant, key), outcome)
             except StageFailed as failure:
                 crashes = sum(earlier.state == CRASHED_RUN for earlier in runs)
                 again = failure.error["code"] in ("STAGE_CRASHED", "STAGE_MEMORY") and crashes < stage.retries
@@ -212,31 +212,6 @@ class StageExecution:
         await asyncio.to_thread(remove_tree, workdir / "tmp")
         return outcome
 
-    def _judge(self, stage: Stage, workdir: Path, outcome: StageOutcome) -> Manifest:
-        """The manifest of a run that ended well; raises StageFailed otherwise."""
-        if outcome.timed_out:
-            raise _timeout(stage)
-        try:
-            if outcome.violation:
-                raise ProtocolError(f"it sent {outcome.violation}")
-            if outcome.returncode == 0:
-                return read_finished(stage, workdir / "out", hash_files=True)
-            error = read_error(workdir)
-        except ProtocolError as violation:
-            remove_tree(workdir / "out")
-            raise StageFailed(
-                "STAGE_PROTOCOL", f"The stage's process broke the stage contract: {violation}.", REPORT_REMEDY
-            ) from violation
-        if error is None:
-            raise _crash(stage, outcome)
-        if error["code"] == "INTERNAL":
-            error_id = secrets.token_hex(8)
-            log.error("stage failed", extra={"error_id": error_id, "stage": stage.name, "tail": outcome.stderr_tail})
-            error["details"] |= {"error_id": error_id}
-        if error["code"] == "STAGE_MEMORY" and stage.name == INTAKE.name:
-            error["code"] = "MODEL_MEMORY"
-        raise StageFailed(**error)
-
     async def _warn(self, job: JobRow, stage: Stage, text: str) -> None:
         events = await self._store.write(add_warning, job, stage.name, text)
         await self._watch.publish((job.tenant, job.id), events)
@@ -244,6 +219,36 @@ class StageExecution:
     async def _note(self, job: JobRow, run: StageRun) -> None:
         events = await self._store.write(put_run, job, run)
         await self._watch.publish((job.tenant, job.id), events)
+
+
+def judge(stage: Stage, workdir: Path, outcome: StageOutcome) -> Manifest:
+    """The manifest of a run that ended well.
+
+    Raises:
+        StageFailed: with the error of the job.
+    """
+    if outcome.timed_out:
+        raise _timeout(stage)
+    try:
+        if outcome.violation:
+            raise ProtocolError(f"it sent {outcome.violation}")
+        if outcome.returncode == 0:
+            return read_finished(stage, workdir / "out", hash_files=True)
+        error = read_error(workdir)
+    except ProtocolError as violation:
+        remove_tree(workdir / "out")
+        raise StageFailed(
+            "STAGE_PROTOCOL", f"The stage's process broke the stage contract: {violation}.", REPORT_REMEDY
+        ) from violation
+    if error is None:
+        raise _crash(stage, outcome)
+    if error["code"] == "INTERNAL":
+        error_id = secrets.token_hex(8)
+        log.error("stage failed", extra={"error_id": error_id, "stage": stage.name, "tail": outcome.stderr_tail})
+        error["details"] |= {"error_id": error_id}
+    if error["code"] == "STAGE_MEMORY" and stage.name == INTAKE.name:
+        error["code"] = "MODEL_MEMORY"
+    raise StageFailed(**error)
 
 
 def _prepare(workdir: Path, inputs: Mapping[str, Any]) -> None:
