@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ PARITY_ERROR = 2e-3  # relative to the largest score
 # measured on an int8 ResNet-8.
 QUANTISED_PARITY_ERROR = 0.05
 QUANTISERS = ("QuantizeLinear", "DynamicQuantizeLinear")
+INPUT_VALUES = 2**28  # at once: 1 GiB of float32
 TINY = 1e-30
 
 
@@ -102,8 +104,17 @@ def canonicalise(
 
 
 def noise(count: int, preprocessing: Preprocessing, generator: np.random.Generator) -> NDArray[Any]:
-    """Model input of images of noise, for questions that any image answers."""
+    """Model input of images of noise, for questions that any image answers.
+
+    Raises:
+        EngineError: TEACHER_NOT_A_CLASSIFIER for a size that no image has.
+    """
     size = (count, preprocessing.height, preprocessing.width, image_channels(preprocessing))
+    if math.prod(size) > INPUT_VALUES:
+        raise graph_surgery.not_a_classifier(
+            f"The input takes {count} x {size[1]} x {size[2]} x {size[3]} values at once; at most {INPUT_VALUES} are run.",
+            limit=INPUT_VALUES,
+        )
     return model_input(generator.integers(0, 256, size, np.uint8), preprocessing)
 
 

@@ -21,6 +21,7 @@ ORT_ERRORS = (
     ort_errors.NotImplemented,
     ort_errors.RuntimeException,
     ort_errors.EPFail,
+    RuntimeError,  # plain, for an output whose type NumPy lacks
 )
 CHUNK_ROWS = 32
 MESSAGE_CHARACTERS = 300

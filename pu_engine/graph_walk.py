@@ -59,6 +59,29 @@ BOUNDS = {
     "blocksize": (1, limits.WINDOW),
 }
 CROPPING_PADS = (-limits.WINDOW, limits.WINDOW)  # the operator Pad may also cut off
+# Inputs of Microsoft's operators, (fewest, most) as in onnxruntime's ContribOperators.md: onnx has no definition of them.
+MICROSOFT_INPUTS = {
+    "DequantizeLinear": (2, 3),
+    "DynamicQuantizeMatMul": (3, 5),
+    "FusedConv": (2, 4),
+    "FusedGemm": (2, 3),
+    "FusedMatMul": (2, 2),
+    "Gelu": (1, 1),
+    "MatMulIntegerToFloat": (4, 7),
+    "QGemm": (6, 9),
+    "QLinearAdd": (7, 8),
+    "QLinearAveragePool": (4, 5),
+    "QLinearConcat": (3, limits.NODE_INPUTS),
+    "QLinearConv": (8, 9),
+    "QLinearGlobalAveragePool": (5, 5),
+    "QLinearLeakyRelu": (4, 5),
+    "QLinearMul": (7, 8),
+    "QLinearReduceMean": (4, 5),
+    "QLinearSigmoid": (4, 5),
+    "QLinearSoftmax": (5, 5),
+    "QuantizeLinear": (2, 3),
+    "SkipLayerNormalization": (3, 5),
+}
 VALUE_FIELDS = ("f", "i", "s", "t", "g", "floats", "ints", "strings", "tensors", "graphs", "type_protos")
 FIELD_TYPE = {
     "f": ATTRIBUTE.FLOAT,
@@ -74,11 +97,15 @@ FIELD_TYPE = {
 REPEATED = {"floats", "ints", "strings", "tensors", "graphs", "type_protos"}
 
 
+# Names known in the graphs around a subgraph; never copied, for ten thousand If would copy ten thousand names each.
+Scopes = tuple[set[str], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Signature:
     """What a node of one operator may look like."""
 
-    attributes: Mapping[str, int]
+    attributes: Mapping[str, int] | None  # None: not known
     inputs: tuple[int, int]
     outputs: tuple[int, int]
 
@@ -91,7 +118,17 @@ def check(graph: Any, opsets: Mapping[str, int]) -> None:
     """
     if not graph.output:
         raise bad_graph("The graph has no output.")
-    _check_graph(graph, opsets, frozenset(), depth=0)
+    for what, items in (("inputs", graph.input), ("outputs", graph.output)):
+        count = len(items) - (len(graph.initializer) if what == "inputs" else 0)
+        if count > limits.GRAPH_ENDS:
+            raise EngineError(
+                "MODEL_TOO_COMPLEX",
+                f"The graph has {count} {what}; at most {limits.GRAPH_ENDS} are taken.",
+                "Export the classifier alone, with its scores as output.",
+                actual=count,
+                limit=limits.GRAPH_ENDS,
+            )
+    _check_graph(graph, opsets, (), depth=0)
 
 
 def graphs_of(graph: Any) -> Iterator[Any]:
@@ -140,7 +177,7 @@ def _name(name: Any, what: str, *, empty_allowed: bool = False) -> str:
     return str(name)
 
 
-def _check_graph(graph: Any, opsets: Mapping[str, int], outer: frozenset[str], depth: int) -> None:
+def _check_graph(graph: Any, opsets: Mapping[str, int], outer: Scopes, depth: int) -> None:
     if depth > limits.IF_DEPTH:
         raise EngineError(
             "MODEL_TOO_COMPLEX",
@@ -160,8 +197,9 @@ def _check_graph(graph: Any, opsets: Mapping[str, int], outer: frozenset[str], d
         own.add(name)
     if len({item.name for item in graph.input}) != len(graph.input):
         raise bad_graph("Two inputs of the graph have one name.")
-    if own & outer:
-        raise bad_graph(f"{sorted(own & outer)[0]!r} is defined twice.")
+    twice = sorted(name for names in outer for name in own & names)
+    if twice:
+        raise bad_graph(f"{twice[0]!r} is defined twice.")
     for node in graph.node:
         _check_node(node, opsets, own, outer, depth)
     outputs = [_name(item.name, "graph output") for item in graph.output]
@@ -169,9 +207,13 @@ def _check_graph(graph: Any, opsets: Mapping[str, int], outer: frozenset[str], d
         _check_value_info(item)
     if len(set(outputs)) != len(outputs):
         raise bad_graph("Two outputs of the graph have one name.")
-    missing = [name for name in outputs if name not in own and name not in outer]
+    missing = [name for name in outputs if not _defined(name, own, outer)]
     if missing:
         raise bad_graph(f"Output {missing[0]!r} is not computed.", output=missing[0])
+
+
+def _defined(name: str, own: set[str], outer: Scopes) -> bool:
+    return name in own or any(name in names for names in outer)
 
 
 def _initializers(graph: Any) -> set[str]:
@@ -194,7 +236,7 @@ def _check_value_info(item: Any) -> None:
         _name(dimension.dim_param, "dimension", empty_allowed=True)
 
 
-def _check_node(node: Any, opsets: Mapping[str, int], own: set[str], outer: frozenset[str], depth: int) -> None:
+def _check_node(node: Any, opsets: Mapping[str, int], own: set[str], outer: Scopes, depth: int) -> None:
     _name(node.name, "node", empty_allowed=True)
     operator = _name(node.op_type, "operator")
     domain = plain_domain(node.domain)
@@ -203,27 +245,25 @@ def _check_node(node: Any, opsets: Mapping[str, int], own: set[str], outer: froz
     signature = _signature(domain, operator, opsets[domain])
     _check_arity(node, signature)
     for name in node.input:
-        if _name(name, "node input", empty_allowed=True) and name not in own and name not in outer:
+        if _name(name, "node input", empty_allowed=True) and not _defined(name, own, outer):
             raise bad_graph(f"{operator} reads {name!r} before it is computed.", operator=operator, name=name)
-    if signature is not None and signature.inputs[0] and not node.input[0]:
+    if signature.inputs[0] and not node.input[0]:
         raise bad_graph(f"{operator} lacks its first input.", operator=operator)
     _check_attributes(node, operator, signature)
     for attribute in node.attribute:
         if attribute.HasField("g"):
-            _check_graph(attribute.g, opsets, outer | own, depth + 1)
+            _check_graph(attribute.g, opsets, (*outer, own), depth + 1)
     for name in node.output:
         if not _name(name, "node output", empty_allowed=True):
             continue
-        if name in own or name in outer:
+        if _defined(name, own, outer):
             raise bad_graph(f"{name!r} is computed twice.", operator=operator, name=name)
         own.add(name)
 
 
-def _check_arity(node: Any, signature: Signature | None) -> None:
-    (low_in, high_in), (low_out, high_out) = (0, limits.NODE_INPUTS), (1, limits.NODE_OUTPUTS)
-    if signature is not None:
-        low_in, high_in = signature.inputs[0], min(high_in, signature.inputs[1])
-        low_out, high_out = max(low_out, signature.outputs[0]), min(high_out, signature.outputs[1])
+def _check_arity(node: Any, signature: Signature) -> None:
+    low_in, high_in = signature.inputs[0], min(limits.NODE_INPUTS, signature.inputs[1])
+    low_out, high_out = max(1, signature.outputs[0]), min(limits.NODE_OUTPUTS, signature.outputs[1])
     if not low_in <= len(node.input) <= high_in or not low_out <= len(node.output) <= high_out:
         raise bad_graph(
             f"{node.op_type} has {len(node.input)} inputs and {len(node.output)} outputs; "
@@ -232,7 +272,7 @@ def _check_arity(node: Any, signature: Signature | None) -> None:
         )
 
 
-def _check_attributes(node: Any, operator: str, signature: Signature | None) -> None:
+def _check_attributes(node: Any, operator: str, signature: Signature) -> None:
     seen: set[str] = set()
     for attribute in node.attribute:
         name = _name(attribute.name, "attribute")
@@ -245,7 +285,7 @@ def _check_attributes(node: Any, operator: str, signature: Signature | None) -> 
             check_tensor(tensor, f"{operator}.{name}")
 
 
-def _check_attribute_type(attribute: Any, operator: str, signature: Signature | None) -> None:
+def _check_attribute_type(attribute: Any, operator: str, signature: Signature) -> None:
     filled = [f for f in VALUE_FIELDS if (len(getattr(attribute, f)) if f in REPEATED else attribute.HasField(f))]
     stated = attribute.type
     wrong = (
@@ -254,8 +294,9 @@ def _check_attribute_type(attribute: Any, operator: str, signature: Signature | 
         or attribute.sparse_tensors
         or attribute.HasField("tp")
         or any(FIELD_TYPE.get(f) != stated for f in filled)
+        or (stated in (ATTRIBUTE.TENSOR, ATTRIBUTE.GRAPH) and not filled)
     )
-    expected = signature.attributes.get(attribute.name) if signature else stated
+    expected = stated if signature.attributes is None else signature.attributes.get(attribute.name)
     if wrong or stated != expected:
         raise bad_graph(
             f"Attribute {attribute.name!r} of {operator} has another type than the operator's definition says.",
@@ -279,10 +320,10 @@ def _check_bounds(attribute: Any, operator: str) -> None:
 
 
 @functools.cache
-def _signature(domain: str, operator: str, version: int) -> Signature | None:
-    """The operator's definition in that version; onnx has none of Microsoft's."""
+def _signature(domain: str, operator: str, version: int) -> Signature:
+    """The operator's definition in that version."""
     if domain == "com.microsoft":
-        return None
+        return Signature(None, MICROSOFT_INPUTS[operator], (1, limits.NODE_OUTPUTS))
     try:
         schema = onnx.defs.get_schema(operator, version, domain)
     except onnx.defs.SchemaError as error:

@@ -14,6 +14,7 @@ MESSAGE_DEPTH: Final = 64  # protobuf itself stops at 100
 IF_DEPTH: Final = 3
 NODE_INPUTS: Final = 1024
 NODE_OUTPUTS: Final = 256
+GRAPH_ENDS: Final = 256  # inputs, initializers apart, and outputs of the graph
 NAME_CHARACTERS: Final = 512
 TENSOR_RANK: Final = 8
 DIMENSION: Final = 2**31 - 1

@@ -160,7 +160,12 @@ def _attempt(binding: Binding, found: probe.Catalogue, inputs: IntakeInputs) -> 
     session = forward.stranger_session(canonical.model, inputs.threads)
 
     def run_scores(values: NDArray[Any]) -> NDArray[Any]:
-        return forward.run_rows(session, values, canonical.batch)[0]
+        scores = forward.run_rows(session, values, canonical.batch)[0]
+        if scores.shape[1:] != (canonical.output.classes,):
+            raise graph_surgery.not_a_classifier(
+                f"On noise the teacher gave {canonical.output.classes} scores, on images {list(scores.shape[1:])}."
+            )
+        return scores
 
     question = Question(
         run=run_scores,

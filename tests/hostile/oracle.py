@@ -22,6 +22,7 @@ import onnx
 from pu_engine import forward, guard, intake
 from pu_engine.errors import EngineError
 from pu_engine.graph_surgery import image_input, prune
+from pu_engine.jsonform import to_json
 from pu_engine.progress import SilentProgress
 from pu_engine.results import file_sha256
 from pu_engine.types import File, IntakeInputs, LabelledImages
@@ -86,7 +87,8 @@ def take_in(folder: Path, data: bytes) -> None:
     out.mkdir(exist_ok=True)
     (folder / "mutant.onnx").write_bytes(data)
     files = [File(path=str(path), sha256=file_sha256(path)) for path in (folder / "mutant.onnx", folder / "images.tar")]
-    intake.run(IntakeInputs(teacher=files[0], images=LabelledImages(tar=files[1])), out, SilentProgress())
+    teacher = intake.run(IntakeInputs(teacher=files[0], images=LabelledImages(tar=files[1])), out, SilentProgress())
+    json.dumps(to_json(teacher), allow_nan=False)  # as the stage's manifest holds it
 
 
 def examine(folder: Path, data: bytes, step: Callable[[str], None]) -> str:
