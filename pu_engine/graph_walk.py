@@ -21,6 +21,7 @@ OPERATORS: Mapping[str, frozenset[str]] = {
     for domain, names in json.loads(Path(__file__).with_name("operators.json").read_text()).items()
 }
 TENSOR = onnx.TensorProto
+OPTION = onnx.defs.OpSchema.FormalParameterOption
 ATTRIBUTE = onnx.AttributeProto
 # Bytes of one element in raw_data; the 4-bit types take half a byte.
 ITEM_BYTES: Mapping[int, float] = {
@@ -108,6 +109,8 @@ class Signature:
     attributes: Mapping[str, int] | None  # None: not known
     inputs: tuple[int, int]
     outputs: tuple[int, int]
+    needed: frozenset[int]  # positions of inputs that can't be left empty
+    rest_needed: bool  # those behind the last of the definition: the rest of a variadic one
 
 
 def check(graph: Any, opsets: Mapping[str, int]) -> None:
@@ -247,8 +250,10 @@ def _check_node(node: Any, opsets: Mapping[str, int], own: set[str], outer: Scop
     for name in node.input:
         if _name(name, "node input", empty_allowed=True) and not _defined(name, own, outer):
             raise bad_graph(f"{operator} reads {name!r} before it is computed.", operator=operator, name=name)
-    if signature.inputs[0] and not node.input[0]:
-        raise bad_graph(f"{operator} lacks its first input.", operator=operator)
+    for place, name in enumerate(node.input):
+        # onnxruntime 1.32 reads Max(a, b, "") through a null pointer.
+        if not name and (place in signature.needed or (signature.rest_needed and place >= len(signature.needed))):
+            raise bad_graph(f"{operator} lacks its input {place + 1}.", operator=operator)
     _check_attributes(node, operator, signature)
     for attribute in node.attribute:
         if attribute.HasField("g"):
@@ -323,13 +328,20 @@ def _check_bounds(attribute: Any, operator: str) -> None:
 def _signature(domain: str, operator: str, version: int) -> Signature:
     """The operator's definition in that version."""
     if domain == "com.microsoft":
-        return Signature(None, MICROSOFT_INPUTS[operator], (1, limits.NODE_OUTPUTS))
+        return Signature(None, MICROSOFT_INPUTS[operator], (1, limits.NODE_OUTPUTS), frozenset({0}), False)
     try:
         schema = onnx.defs.get_schema(operator, version, domain)
     except onnx.defs.SchemaError as error:
         raise _unsupported(domain, operator, f"is not part of operator set {version}") from error
     attributes = {name: int(item.type.value) for name, item in schema.attributes.items()}
-    return Signature(attributes, (schema.min_input, schema.max_input), (schema.min_output, schema.max_output))
+    kinds = [item.option for item in schema.inputs]
+    return Signature(
+        attributes=attributes,
+        inputs=(schema.min_input, schema.max_input),
+        outputs=(schema.min_output, schema.max_output),
+        needed=frozenset(place for place, kind in enumerate(kinds) if kind != OPTION.Optional),
+        rest_needed=OPTION.Variadic in kinds,
+    )
 
 
 def _unsupported(domain: str, operator: str, why: str) -> EngineError:

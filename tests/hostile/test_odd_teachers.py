@@ -119,3 +119,10 @@ def test_the_teacher_without_oddities_is_taken(tmp_path: Path) -> None:
 
 def test_teacher_that_scores_two_images_at_most_is_run_on_one(tmp_path: Path) -> None:
     assert outcome(tmp_path, at_most_two_rows()) == ""
+
+
+@pytest.mark.parametrize(("inputs", "code"), [(["f", "", "f"], "MODEL_BAD_GRAPH"), (["f", "f"], "")])
+def test_gap_among_equal_inputs_is_refused_by_the_guard(inputs: list[str], code: str, tmp_path: Path) -> None:
+    """onnxruntime 1.32 reads through a null pointer there."""
+    around, weights = core("x", "f")
+    assert outcome(tmp_path, model([*around, node("Max", inputs, ["y"])], weights)) == code
