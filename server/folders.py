@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
-import shutil
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,9 +62,30 @@ def fsync_folder(path: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder that may be gone already."""
+    """Remove whatever is there under this name, as a stage that a stranger's model took over may have left it.
+
+    A link is removed, not followed; folders without rights get them; folders are lifted to the top before they are
+    looked into, so that neither their depth nor the length of their paths matters.
+    """
     with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(path)
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+            return
+        lifted = (path / f".removed-{secrets.token_hex(8)}-{number}" for number in itertools.count())
+        path.chmod(0o700)
+        folders = [path]
+        while folders:
+            folder = folders.pop()
+            for entry in list(os.scandir(folder)):
+                if entry.is_dir(follow_symlinks=False):
+                    os.chmod(entry.path, 0o700)
+                    folders.append(next(lifted))
+                    os.rename(entry.path, folders[-1])
+                else:
+                    os.unlink(entry.path)
+            if folder != path:
+                os.rmdir(folder)
+        os.rmdir(path)
 
 
 def read_bounded(path: Path, limit: int) -> bytes:

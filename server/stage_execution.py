@@ -253,8 +253,8 @@ def judge(stage: Stage, workdir: Path, outcome: StageOutcome) -> Manifest:
 
 def _prepare(workdir: Path, inputs: Mapping[str, Any]) -> None:
     workdir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    (workdir / "error.json").unlink(missing_ok=True)
-    remove_tree(workdir / "tmp")
+    for name in ("inputs.json", "error.json", "stderr.log", "tmp", "out"):
+        remove_tree(workdir / name)  # an earlier run may have left anything there
     write_json(workdir / "inputs.json", inputs)
 
 

@@ -39,7 +39,8 @@ def take_in(folder: Path, data: bytes, *, wall_seconds: float = WALL_SECONDS) ->
     given.mkdir(parents=True, exist_ok=True)
     (given / "teacher.onnx").write_bytes(data)
     (given / "images.tar").write_bytes(labelled_tar())
-    teacher, images = (File(path=str(path), sha256=file_sha256(path)) for path in sorted(given.iterdir())[::-1])
+    paths = (given / "teacher.onnx", given / "images.tar")
+    teacher, images = (File(path=str(path), sha256=file_sha256(path)) for path in paths)
     workdir = folder / "work"
     workdir.mkdir(exist_ok=True)
     (workdir / "error.json").unlink(missing_ok=True)
