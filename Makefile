@@ -6,7 +6,9 @@ STAMP := $(VENV)/.installed
 PROTO_VENV := .venv-proto
 PROTOS := $(wildcard proto/punnet/v1/*.proto)
 
-.PHONY: setup demo test test-slow lint proto proto-check bench clean
+COUNT ?= 100000
+
+.PHONY: setup demo test test-slow fuzz lint proto proto-check bench clean
 
 setup: $(STAMP)
 
@@ -25,6 +27,9 @@ test: $(STAMP) node_modules/.installed
 
 test-slow: $(STAMP) node_modules/.installed
 	$(BIN)/python -m pytest -q -m slow
+
+fuzz: $(STAMP)
+	$(BIN)/python -m tests.hostile.fuzz --count $(COUNT)
 
 lint: $(STAMP) node_modules/.installed proto-check
 	$(BIN)/ruff check .
@@ -54,4 +59,4 @@ node_modules/.installed: package.json
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PROTO_VENV) node_modules demo-out .bench
+	rm -rf $(VENV) $(PROTO_VENV) node_modules demo-out .bench .fuzz

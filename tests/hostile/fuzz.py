@@ -15,10 +15,11 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.hostile.seed_models import labelled_tar, seed_bytes
 
@@ -76,23 +77,12 @@ def _job(seeds: dict[str, bytes], seed: int, start: int, stop: int) -> Findings:
             (folder / "seeds" / f"{name}.onnx").write_bytes(data)
         (folder / "images.tar").write_bytes(labelled_tar())
         reader, writer = os.pipe()
-        program = f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-from tests.hostile import oracle
-oracle.main({str(folder)!r}, {seed}, {start}, {stop}, {writer})
-"""
-        confine = [sys.executable, "-I", "-m", "server.confine", "--workdir", str(folder)]
-        limits = ["--read", str(ROOT), "--cpu-seconds", str(CPU_SECONDS)]
         with open(folder / "stderr", "wb") as errors:
-            process = subprocess.Popen(
-                [*confine, *limits, "--", sys.executable, "-I", "-c", program],
-                pass_fds=(writer,),
-                stdout=subprocess.DEVNULL,
-                stderr=errors,
-            )
+            command = _command(folder, f"{str(folder)!r}, {seed}, {start}, {stop}, {writer}")
+            process = subprocess.Popen(command, pass_fds=(writer,), stdout=subprocess.DEVNULL, stderr=errors)
         os.close(writer)
-        findings = _read(reader, seed)
+        with os.fdopen(reader, "rb") as lines:
+            findings = findings_of(map(json.loads, lines), seed)
         if process.wait() != 0 or findings.examined != stop - start:
             text = (folder / "stderr").read_text(errors="replace")[-2000:]
             raise RuntimeError(f"{findings.examined} of {stop - start} examined, status {process.returncode}: {text}")
@@ -101,31 +91,36 @@ oracle.main({str(folder)!r}, {seed}, {start}, {stop}, {writer})
         shutil.rmtree(folder)
 
 
-def _read(reader: int, seed: int) -> Findings:
+def _command(folder: Path, arguments: str) -> list[str]:
+    confine = [sys.executable, "-I", "-m", "server.confine", "--workdir", str(folder)]
+    limits = ["--read", str(ROOT), "--cpu-seconds", str(CPU_SECONDS)]
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.hostile import oracle; oracle.main({arguments})"
+    return [*confine, *limits, "--", sys.executable, "-I", "-c", program]
+
+
+def findings_of(lines: Iterable[Mapping[str, Any]], seed: int) -> Findings:
+    """What the lines of one process say; models of which it died, and defects, are saved."""
     findings, step = Findings(), ""
-    with os.fdopen(reader, "rb") as lines:
-        for text in lines:
-            line = json.loads(text)
-            if "step" in line:
-                step = line["step"]
-                findings.accepted += step == "run"
-            elif "end" in line:
-                findings.ends[line["end"]] += 1
-            elif "died" in line:
-                what = f"{line['died']} in {step}: mutant {line['index']} of {line['source']}, seed {seed}"
-                # The guard runs no model: it has nothing to die of.
-                (findings.broken if step == "guard" else findings.contained).append(what)
-                _save(line, seed, what)
-            else:
-                findings.broken.append(f"mutant {line['index']} of {line['source']}, seed {seed}:\n{line['broken']}")
-                _save(line, seed, line["broken"])
+    for line in lines:
+        if "step" in line:
+            step = line["step"]
+            findings.accepted += step == "run"
+            continue
+        if "end" in line:
+            findings.ends[line["end"]] += 1
+            continue
+        which = f"mutant {line['index']} of {line['source']}, seed {seed}"
+        if "died" in line:
+            what = f"{line['died']} in {step}: {which}"
+            # The guard runs no model: it has nothing to die of.
+            (findings.broken if step == "guard" else findings.contained).append(what)
+        else:
+            what = f"{which}:\n{line['broken']}"
+            findings.broken.append(what)
+        SAVED.mkdir(exist_ok=True)
+        (SAVED / f"{seed}-{line['index']}.onnx").write_bytes(bytes.fromhex(line["data"]))
+        (SAVED / f"{seed}-{line['index']}.txt").write_text(what + "\n")
     return findings
-
-
-def _save(line: dict[str, str], seed: int, what: str) -> None:
-    SAVED.mkdir(exist_ok=True)
-    (SAVED / f"{seed}-{line['index']}.onnx").write_bytes(bytes.fromhex(line["data"]))
-    (SAVED / f"{seed}-{line['index']}.txt").write_text(what)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
