@@ -112,7 +112,7 @@ def noise(count: int, preprocessing: Preprocessing, generator: np.random.Generat
     size = (count, preprocessing.height, preprocessing.width, image_channels(preprocessing))
     if math.prod(size) > INPUT_VALUES:
         raise graph_surgery.not_a_classifier(
-            f"The input takes {count} x {size[1]} x {size[2]} x {size[3]} values at once; at most {INPUT_VALUES} are run.",
+            f"An input of {' x '.join(map(str, size))} values is none of images; at most {INPUT_VALUES} are run.",
             limit=INPUT_VALUES,
         )
     return model_input(generator.integers(0, 256, size, np.uint8), preprocessing)

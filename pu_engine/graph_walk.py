@@ -60,7 +60,7 @@ BOUNDS = {
     "blocksize": (1, limits.WINDOW),
 }
 CROPPING_PADS = (-limits.WINDOW, limits.WINDOW)  # the operator Pad may also cut off
-# Inputs of Microsoft's operators, (fewest, most) as in onnxruntime's ContribOperators.md: onnx has no definition of them.
+# (fewest, most) inputs of Microsoft's operators, by onnxruntime's ContribOperators.md: onnx does not define them.
 MICROSOFT_INPUTS = {
     "DequantizeLinear": (2, 3),
     "DynamicQuantizeMatMul": (3, 5),

@@ -94,7 +94,8 @@ def _job(seeds: dict[str, bytes], seed: int, start: int, stop: int) -> Findings:
 def _command(folder: Path, arguments: str) -> list[str]:
     confine = [sys.executable, "-I", "-m", "server.confine", "--workdir", str(folder)]
     limits = ["--read", str(ROOT), "--cpu-seconds", str(CPU_SECONDS)]
-    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.hostile import oracle; oracle.main({arguments})"
+    imports = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.hostile import oracle"
+    program = f"{imports}; oracle.main({arguments})"
     return [*confine, *limits, "--", sys.executable, "-I", "-c", program]
 
 

@@ -13,6 +13,7 @@ import signal
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +103,13 @@ def examine(folder: Path, data: bytes, step: Callable[[str], None]) -> str:
     try:
         step("guard")
         canonical = guarded(data)
-        for name, action in (("run", lambda: run_once(canonical)), ("intake", lambda: take_in(folder, canonical))):
+        for name in ("run", "intake"):
             step(name)
             try:
-                action()
+                if name == "run":
+                    run_once(canonical)
+                else:
+                    take_in(folder, canonical)
                 outcome = CLEAN
             except EngineError as error:
                 outcome = error.code
@@ -125,7 +129,7 @@ def work(task: Work, write: Write) -> None:
     first = task.indices.start
     while first < task.indices.stop:
         last = min(first + FORK_MUTANTS, task.indices.stop)
-        code = _in_fork(lambda chunk=range(first, last): _examine_all(task, models, chunk, current, write))
+        code = _in_fork(partial(_examine_all, task, models, range(first, last), current, write))
         if code == 0:
             first = last
             continue
@@ -166,7 +170,7 @@ def _smallest_that_dies(folder: Path, data: bytes, code: int) -> bytes:
     except EngineError:
         return data
     for smaller in _prefixes(model):
-        if _in_fork(lambda cut=smaller: _quietly(folder, cut)) == code:
+        if _in_fork(partial(_quietly, folder, smaller)) == code:
             return smaller
     return data
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -21,7 +20,7 @@ TINTS = {"amber": (220, 150, 30), "blue": (30, 60, 220), "green": (60, 190, 70)}
 CENTRES = np.array(list(TINTS.values())) / 255  # [3, 3] RGB in 0..1
 IMAGES_PER_LABEL = 8
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
-IMAGE = ["N", 3, SIDE, SIDE]
+IMAGE: tuple[int | str, ...] = ("N", 3, SIDE, SIDE)
 
 
 def labelled_tar() -> bytes:
@@ -60,7 +59,7 @@ def model(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset), *domains], ir_version=8, **options)
 
 
-def core(source: str, target: str) -> tuple[list[Any], dict[str, NDArray[Any]]]:
+def core(source: str, target: str) -> tuple[list[Any], dict[str, Any]]:
     """Nodes from an image tensor in 0..1 to the scores of the three tints."""
     nodes = [
         helper.make_node("GlobalAveragePool", [source], ["mean"]),
@@ -238,7 +237,24 @@ def forest() -> Any:
     return made
 
 
-SEEDS = (plain, shapes, branches, quantised, channels_last, function, forest)
+def switched() -> Any:
+    """A training flag and a keep probability beside the image; one output for each class."""
+    nodes, constants = core("x", "scores")
+    after = [
+        helper.make_node("Mul", ["scores", "keep"], ["kept"]),
+        helper.make_node("Neg", ["kept"], ["worse"]),
+        helper.make_node("Where", ["training", "worse", "kept"], ["chosen"]),
+        helper.make_node("Split", ["chosen"], ["y0", "y1", "y2"], axis=1),
+    ]
+    made = model([*nodes, *after], constants, outputs=("y0", "y1", "y2"), opset=13)
+    for item in made.graph.output:
+        item.CopyFrom(helper.make_tensor_value_info(item.name, FLOAT, ["N", 1]))
+    made.graph.input.append(helper.make_tensor_value_info("training", TensorProto.BOOL, []))
+    made.graph.input.append(helper.make_tensor_value_info("keep", FLOAT, [1]))
+    return made
+
+
+SEEDS = (plain, shapes, branches, quantised, channels_last, function, forest, switched)
 
 
 def seed_bytes() -> dict[str, bytes]:

@@ -54,7 +54,7 @@ LIES = {
     "error of another form": "error(code=['INTERNAL'])",
     "endless line": "write(manifest); [say(b'x' * 4096) for _ in range(64)]",
     "line that is no progress": "write(manifest); say(b'[1]' + bytes([10]))",
-    "flood of warnings": "write(manifest); [say(json.dumps({'warning': 'w'}).encode() + bytes([10])) for _ in range(300)]",
+    "flood of warnings": "write(manifest); [say(b'{\"warning\": 1}' + bytes([10])) for _ in range(300)]",
 }
 PROTOCOL = "STAGE_PROTOCOL"
 

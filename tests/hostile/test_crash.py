@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def divided(operator: str, dtype: type[Any], divisor: int) -> bytes:
 def products(count: int) -> bytes:
     """A chain of matrix products, some 10 ms each."""
     names = ["square", *(f"p{index}" for index in range(count - 1)), "v"]
-    pairs = zip(names[:-1], names[1:], strict=True)
+    pairs = itertools.pairwise(names)
     return with_addend(
         [node("MatMul", [a, "square"], [b]) for a, b in pairs], {"square": np.eye(512, dtype=np.float32)}
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def convolved(side: int) -> bytes:
 
 def doubled(side: int) -> bytes:
     names = ["nothing_1", *(f"d{level}" for level in range(side.bit_length() * 2)), "v"]
-    pairs = zip(names[:-1], names[1:], strict=True)
+    pairs = itertools.pairwise(names)
     return with_bomb([node("Concat", [a, a], [b], axis=0) for a, b in pairs], {"nothing_1": scaled(*[0] * 16)})
 
 

@@ -36,12 +36,10 @@ def test_mutants_are_refused_by_a_code_taken_in_or_contained() -> None:
     assert findings.ends["clean"] > MUTANTS / 20
 
 
-def test_defect_is_found_and_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A mutant that ends its process is contained in a run, and a broken promise in the guard."""
+def test_death_is_contained_in_a_run_and_a_defect_in_the_guard(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(fuzz, "SAVED", tmp_path / "saved")
-    row = {"index": 7, "died": "SIGFPE", "source": "plain", "data": "00"}
-    assert fuzz.findings_of([{"index": 7, "step": "run"}, row], 1).contained == ["SIGFPE in run: mutant 7 of plain, seed 1"]
-    assert fuzz.findings_of([{"index": 7, "step": "guard"}, row], 1).broken == [
-        "SIGFPE in guard: mutant 7 of plain, seed 1"
-    ]
+    end = {"index": 7, "died": "SIGFPE", "source": "plain", "data": "00"}
+    run, guard = (fuzz.findings_of([{"index": 7, "step": step}, end], seed=1) for step in ("run", "guard"))
+    assert (run.contained, run.broken) == (["SIGFPE in run: mutant 7 of plain, seed 1"], [])
+    assert (guard.contained, guard.broken) == ([], ["SIGFPE in guard: mutant 7 of plain, seed 1"])
     assert (tmp_path / "saved" / "1-7.onnx").read_bytes() == b"\0"

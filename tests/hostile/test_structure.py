@@ -104,7 +104,7 @@ TENSOR_ATTACKS: dict[str, Edit] = {
     "unknown type": weight(lambda t: setattr(t, "data_type", 999)),
     "no type": weight(lambda t: setattr(t, "data_type", 0)),
     "complex": weight(lambda t: setattr(t, "data_type", TensorProto.COMPLEX64)),
-    "strings": weight(lambda t: (setattr(t, "data_type", TensorProto.STRING), t.string_data.append(b"x"))),
+    "strings": weight(lambda t: t.MergeFrom(TensorProto(data_type=TensorProto.STRING, string_data=[b"x"]))),
     "segment": weight(lambda t: t.segment.MergeFrom(TensorProto.Segment(begin=0, end=9))),
     "sparse": lambda model: model.graph.sparse_initializer.append(onnx.SparseTensorProto(dims=[2**40])),
     "declared dimension": lambda model: setattr(
@@ -180,9 +180,7 @@ NAME_ATTACKS: dict[str, Edit] = {
     "long": renamed("n" * (limits.NAME_CHARACTERS + 1)),
     "of a graph": lambda model: setattr(model.graph, "name", "\0"),
     "of a node": lambda model: setattr(model.graph.node[0], "name", "\u2066"),
-    "of a dimension": lambda model: setattr(
-        model.graph.input[0].type.tensor_type.shape.dim[0], "dim_param", "\u202e"
-    ),
+    "of a dimension": lambda model: setattr(model.graph.input[0].type.tensor_type.shape.dim[0], "dim_param", "\u202e"),
 }
 NAME_TWINS: dict[str, Edit] = {
     "paths": renamed("../../etc/passwd"),

@@ -44,14 +44,18 @@ def linked(folder: Path) -> None:
     (folder / "plain").write_text("x")
 
 
+def plain(path: Path) -> None:
+    path.write_text("x")
+
+
 LEFT: dict[str, Callable[[Path], None]] = {
     "deep": deep,
     "closed": closed,
     "linked": linked,
-    "file": lambda path: path.write_text("x") and None,
+    "file": plain,
     "link": lambda path: path.symlink_to("kept", target_is_directory=True),
     "dangling link": lambda path: path.symlink_to("nowhere"),
-    "FIFO": lambda path: os.mkfifo(path),
+    "FIFO": os.mkfifo,
     "nothing": lambda path: None,
 }
 
