@@ -106,6 +106,7 @@ def test_amplification_is_counted_before_messages_are_built(name: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert code_of(data) == "MODEL_TOO_COMPLEX"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < GUARD_RSS_KIB
+    assert outcome(build(8))[0] != "MODEL_TOO_COMPLEX"
 
 
 def test_many_tensors_on_one_blob_count_each() -> None:

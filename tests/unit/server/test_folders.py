@@ -11,7 +11,7 @@ import pytest
 from server.folders import remove_tree
 from server.stage_execution import _prepare
 
-DEPTH = 3000  # beyond Python's recursion and a path's 4096 characters
+DEPTH = 1200  # beyond Python's recursion and a path's 4096 characters
 
 
 def deep(folder: Path) -> None:
