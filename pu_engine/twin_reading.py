@@ -222,11 +222,11 @@ def _attribute(node: Any, attribute: Any) -> Any:
     value = helper.get_attribute_value(attribute)
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    if isinstance(value, onnx.TensorProto):
+    if isinstance(value, onnx.TensorProto) and np.prod(value.dims) == 1:
         return numpy_helper.to_array(value).reshape(-1).tolist()[0]
     if isinstance(value, int | float):
         return value
-    if all(isinstance(item, int | float) for item in value):
+    if isinstance(value, list) and all(isinstance(item, int | float) for item in value):
         return list(value)
     raise TwinUnavailable(node.op_type, _label(node), f"its attribute {attribute.name!r} is no number")
 
@@ -282,6 +282,8 @@ def _weights(steps: Sequence[Step], constants: Mapping[str, Array]) -> dict[str,
     for step in steps:
         for position, name in enumerate(step.inputs):
             if name in constants:
+                if not (_is_float(constants[name]) or constants[name].dtype.kind in "iub"):
+                    raise TwinUnavailable(step.operator, step.node, f"{name!r} holds no numbers")
                 learns = _learns(step.operator, position, constants[name])
                 trainable[name] = trainable.get(name, False) or learns
     taken = {name for step in steps for name in (*step.inputs, *step.outputs) if name not in constants}
@@ -301,7 +303,7 @@ def _learns(operator: str, position: int, value: Array) -> bool:
 
 
 def _is_float(value: Array) -> bool:
-    return value.dtype.kind not in "iub"  # bfloat16 has a kind of its own
+    return value.dtype.kind == "f" or value.dtype.name == "bfloat16"
 
 
 def _attribute_name(source: str, taken: set[str]) -> str:

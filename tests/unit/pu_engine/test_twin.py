@@ -14,7 +14,7 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 
 from pu_engine import forward, guard
@@ -234,6 +234,18 @@ def test_a_form_that_torch_lacks_is_named() -> None:
     settings: dict[str, Any] = {"kernel_shape": [2, 2], "strides": [2, 2], "pads": [0, 0, 1, 0], "ceil_mode": 1}
     error = refused([node("Relu", "input", "r"), node("MaxPool", "r", "output", **settings)], {})
     assert (error.operator, error.node, error.why) == ("MaxPool", "output", "it rounds its size up with uneven pads")
+
+
+def test_a_fill_value_that_is_no_single_number_is_named() -> None:
+    empty = numpy_helper.from_array(np.zeros(0, np.float32))
+    nodes = [
+        node("Shape", "input", "shape"),
+        node("ConstantOfShape", "shape", "filled", value=numpy_helper.from_array(np.zeros(1, np.float32))),
+        node("Add", "input filled", "output"),
+    ]
+    build(model_of(nodes, {}, (4,)))
+    error = refused([node("Relu", "input", "output", value=empty)], {})
+    assert (error.operator, error.why) == ("Relu", "its attribute 'value' is no number")
 
 
 def test_a_shape_that_depends_on_pixels_is_named() -> None:
