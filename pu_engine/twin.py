@@ -18,7 +18,7 @@ from pu_engine.twin_operators import ANCHOR, OPERATORS, Operator
 from pu_engine.twin_structure import PerBatch, Step, Structure, TwinUnavailable, from_json
 
 STRUCTURE, WEIGHTS = "twin.json", "twin.safetensors"
-TORCH_FAILURES = (RuntimeError, TypeError, ValueError, LookupError, ArithmeticError)
+TORCH_FAILURES = (RuntimeError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

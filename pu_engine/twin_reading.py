@@ -191,6 +191,8 @@ def _step(node: Any, opset: int, known: _Known, read_names: set[str]) -> Step:
     outputs = [value if value in read_names else "" for value in node.output]
     while outputs and not outputs[-1]:
         outputs.pop()
+    if name in ("QuantizeLinear", "DequantizeLinear") and "scale" not in settings:
+        raise TwinUnavailable(node.op_type, _label(node), "it has no scale")
     if name == "Split":
         settings["num_outputs"] = len(node.output)
     elif name == "QuantizeLinear":
