@@ -86,4 +86,5 @@ def as_json(teacher: Teacher, confusions: Sequence[Confusion]) -> dict[str, Any]
         "operators": dict(facts.operators),
         "tensorrt": to_json(facts.tensorrt),
         "latencies": [to_json(row) for row in facts.latencies],
+        "twin": None if teacher.twin is None else to_json(teacher.twin),
     }

@@ -37,6 +37,7 @@ from pu_engine.progress import Progress
 from pu_engine.results import write_atomic
 from pu_engine.scalar_inputs import Binding
 from pu_engine.trials import Trial
+from pu_engine.twin_report import TwinReport
 from pu_engine.types import IntakeInputs, LabelledEntry, StatedPreprocessing, Teacher
 
 CANONICAL = "canonical.onnx"
@@ -59,7 +60,8 @@ class Attempt:
 def run(inputs: IntakeInputs, out: Path, progress: Progress) -> Teacher:
     """Vet the model, free it of its conventions, and find them out with the labelled images.
 
-    Writes `canonical.onnx`, `tapped.onnx`, `labelled.json`, `probed.json` and `probed.logits.npy`.
+    Writes `canonical.onnx`, `tapped.onnx`, `labelled.json`, `probed.json`, `probed.logits.npy` and the
+    twin's files, where there is one.
 
     Raises:
         EngineError: what the guard, the images or the probe refuse.
@@ -110,6 +112,7 @@ def run(inputs: IntakeInputs, out: Path, progress: Progress) -> Teacher:
         teacher_bytes=Path(inputs.teacher.path).stat().st_size,
         display_name=inputs.display_name,
         warnings=warnings,
+        twin=_twin(out, canonical, values, best.scores, inputs.threads),
     )
 
 
@@ -295,3 +298,12 @@ def _write(out: Path, canonical: Canonical, found: probe.Catalogue, order: Class
         for key, label, put_aside, digest in zip(found.keys, found.labels, found.held_out, found.digests, strict=True)
     ]
     write_atomic(out / "labelled.json", json.dumps([to_json(row) for row in rows], indent=1).encode())
+
+
+def _twin(out: Path, canonical: Canonical, values: NDArray[Any], logits: NDArray[Any], threads: int) -> TwinReport:
+    """The teacher in torch, proved on the images of the probe."""
+    from pu_engine import twin_proof  # imports torch: 2 s and 560 MiB of address space
+
+    return twin_proof.prove(
+        out, canonical.tapped, values, logits, macs=canonical.macs, batch=canonical.batch, threads=threads
+    )

@@ -50,7 +50,7 @@ class Stage:
 INTAKE = Stage(
     name="intake",
     module="pu_engine.intake",
-    schema=2,
+    schema=3,
     reads=("teacher", "external_data", "display_name", "class_names", "taps", "images", "preprocessing", "seed"),
     profile="model",
     retries=0,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from pu_engine.fact_types import Latency, TapCandidate, TeacherFacts
 from pu_engine.jsonform import MEASURED
+from pu_engine.twin_report import TwinReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +117,8 @@ class Teacher:
 
     Files: `canonical.onnx` (one image input, one logits output [N, K] float32, named `input` and
     `logits`), `tapped.onnx` (the same with one output for each tap), `labelled.json` (the split),
-    `probed.json` and `probed.logits.npy` (what it said of the images that its conventions were tested on).
+    `probed.json` and `probed.logits.npy` (what it said of the images that its conventions were tested on),
+    `twin.json` and `twin.safetensors` (the tapped graph in torch, where it has that form).
     """
 
     preprocessing: Preprocessing
@@ -143,6 +145,7 @@ class Teacher:
     display_name: str
     scalar_inputs: Mapping[str, float] = field(default_factory=dict)  # beside the image, and what they were set to
     warnings: tuple[str, ...] = ()
+    twin: TwinReport | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,10 +275,9 @@ class GatheringInputs:
 class TrainingSet:
     """Frozen arrays. C is 1 for a gray teacher, else 3 (RGB); S is `size`.
 
-    Files: `<part>.images.npy` [n, S, S, C] uint8 and `<part>.targets.npy` [n, 2, K] float32 (teacher's
-    logits of image and mirror) for the parts `labelled`, `picked`, `held_out`, `parity`;
-    `<part>.labels.npy` [n] int64 for `labelled` and `held_out`; `picked.keys.json`.
-    `parity` are unpicked pool images (picked ones where none is left).
+    Files: `<part>.images.npy` [n, S, S, C] uint8 and `<part>.targets.npy` [n, 2, K] float32 (teacher's logits of image
+    and mirror) for the parts `labelled`, `picked`, `held_out`, `parity`; `<part>.labels.npy` [n] int64 for `labelled`
+    and `held_out`; `picked.keys.json`. `parity` are unpicked pool images (picked ones where none is left).
     """
 
     size: int

@@ -147,7 +147,14 @@ def _facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
                 f"{row['p50_ms']:.3g} ms at batch {row['batch']} (90 % under {row['p90_ms']:.3g} ms), {threads}",
             )
         )
-    return [*rows, ("operators", kinds + more), ("TensorRT", _parser(document["tensorrt"]))]
+    rows += [("operators", kinds + more), ("TensorRT", _parser(document["tensorrt"]))]
+    return [*rows, ("torch twin", _twin(document["twin"]))] if document.get("twin") else rows
+
+
+def _twin(twin: Mapping[str, Any]) -> str:
+    if not twin["available"]:
+        return f"none: {twin['reason']}"
+    return f"agrees with onnxruntime on {percent_text(twin['agreement'])} of {twin['images']} images"
 
 
 def _parser(check: Mapping[str, Any]) -> str:

@@ -118,7 +118,8 @@ def test_conventions_files_and_facts_are_found(tmp_path: Path) -> None:
     assert teacher.class_names == ("amber", "blue", "green")
     assert (teacher.opset, teacher.producer, teacher.parameters, teacher.macs) == (17, "by-hand", 66, 9 * 3 + 27)
     assert sorted(p.name for p in out.iterdir()) == [
-        "canonical.onnx", "labelled.json", "probed.json", "probed.logits.npy", "tapped.onnx",
+        "canonical.onnx", "labelled.json", "probed.json", "probed.logits.npy", "tapped.onnx", "twin.json",
+        "twin.safetensors",
     ]  # fmt: skip
     assert progress.warnings == list(teacher.warnings)
 
