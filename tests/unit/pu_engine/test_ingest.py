@@ -8,16 +8,17 @@ import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
-from pu_engine import ingest
+from pu_engine import ingest, shard_writer
 from pu_engine.archive import Limits
 from pu_engine.errors import EngineError
 from pu_engine.jsonform import from_json
 from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest, file_sha256
-from pu_engine.types import File, IngestInputs, Pool
+from pu_engine.pool_index import read_index
+from pu_engine.pool_types import IngestInputs, Pool
+from pu_engine.types import File
 
 Pack = Callable[[Path, Mapping[str, bytes]], File]
 MakeJpeg = Callable[..., bytes]
@@ -32,9 +33,10 @@ def ingested(
 
 
 def index_rows(out: Path) -> list[dict[str, object]]:
-    with pa.memory_map(str(out / "index.arrow")) as source:
-        rows: list[dict[str, object]] = pa.ipc.open_file(source).read_all().to_pylist()
-    return rows
+    """Rows of all shards, each with its shard's name."""
+    return [
+        {**row, "shard": path.stem} for path in sorted(out.glob("shard-*.arrow")) for row in read_index(path).to_pylist()
+    ]
 
 
 def digest(out: Path) -> str:
@@ -72,7 +74,7 @@ def test_index_points_at_every_image(tmp_path: Path, upload: File, make_jpeg: Ma
 def test_pool_json_is_the_result(tmp_path: Path, upload: File) -> None:
     pool = ingested(tmp_path / "out", upload)
     assert from_json(Pool, json.loads((tmp_path / "out" / "pool.json").read_text())) == pool
-    assert pool.index_sha256 == file_sha256(tmp_path / "out" / "index.arrow")
+    assert pool.shards[0].index_sha256 == file_sha256(tmp_path / "out" / "shard-00000.arrow")
     assert (pool.images, pool.bad_images, pool.size) == (12, 0, sum(s.size for s in pool.shards))
 
 
@@ -85,7 +87,7 @@ def test_bytes_do_not_depend_on_run_or_threads(tmp_path: Path, upload: File) -> 
 def test_leftovers_of_a_killed_run_change_nothing(tmp_path: Path, upload: File) -> None:
     ingested(tmp_path / "a", upload, shard_images=5)
     (tmp_path / "b").mkdir()
-    for name in ("shard-00000.tar", "shard-00007.tar", ".shard-00001.tar.partial", ".index.arrow.partial"):
+    for name in ("shard-00000.tar", "shard-00007.tar", "shard-00000.arrow", ".shard-00001.tar.partial"):
         (tmp_path / "b" / name).write_bytes(b"cut")
     ingested(tmp_path / "b", upload, shard_images=5)
     assert digest(tmp_path / "a") == digest(tmp_path / "b")
@@ -99,9 +101,13 @@ def test_taken_keys_get_a_suffix(tmp_path: Path, pack: Pack, make_jpeg: MakeJpeg
     assert [row["key"] for row in index_rows(tmp_path / "out")] == ["a", "a~2", "a~2~2", "a~3", "b_c", "b_c~2"]
 
 
-def test_exact_duplicates_are_kept(tmp_path: Path, pack: Pack, make_jpeg: MakeJpeg) -> None:
-    tar = pack(tmp_path / "1.tar", {"a.jpg": make_jpeg(1), "b.jpg": make_jpeg(1)})
-    assert ingested(tmp_path / "out", tar).images == 2
+def test_duplicates_are_kept_and_name_the_first(tmp_path: Path, pack: Pack, make_jpeg: MakeJpeg) -> None:
+    members = {"a.jpg": make_jpeg(1), "b.jpg": make_jpeg(2), "c.jpg": make_jpeg(1), "d.jpg": make_jpeg(1, quality=80)}
+    pool = ingested(tmp_path / "out", pack(tmp_path / "1.tar", members), shard_images=2)
+    rows = index_rows(tmp_path / "out")
+    assert (pool.images, pool.duplicates, pool.near_duplicates) == (4, 1, 1)
+    assert [row["duplicate_of"] for row in rows] == [None, None, "a", None]
+    assert [row["near_duplicate_of"] for row in rows] == [None, None, None, "a"]
 
 
 def test_bad_images_are_recorded_and_stored_nowhere(tmp_path: Path, pack: Pack, make_jpeg: MakeJpeg) -> None:
@@ -111,7 +117,7 @@ def test_bad_images_are_recorded_and_stored_nowhere(tmp_path: Path, pack: Pack, 
     pool = ingested(tmp_path / "out", tar, progress=progress)
     bad, good, other = index_rows(tmp_path / "out")
     assert (pool.images, pool.bad_images, pool.shards[0].entries) == (1, 2, 1)
-    assert (bad["status"], bad["shard"], bad["offset"], good["status"]) == ("bad", None, None, "ok")
+    assert (bad["status"], bad["sha256"], bad["offset"], good["status"]) == ("bad", None, None, "ok")
     assert "ends within a scan" in str(bad["reason"])
     assert "neither JPEG nor PNG" in str(other["reason"])
     assert cut not in (tmp_path / "out" / "shard-00000.tar").read_bytes()
@@ -139,11 +145,11 @@ def test_too_large_image_is_bad(
     tar = pack(tmp_path / "1.tar", {"large.jpg": b"x" * 1001, "good.jpg": make_jpeg(2)})
     assert ingested(tmp_path / "out", tar).bad_images == 1
     row = index_rows(tmp_path / "out")[0]
-    assert (row["sha256"], row["size"]) == (None, 1001)
+    assert (row["source_sha256"], row["size"]) == (None, 1001)
 
 
 def test_shards_end_at_their_byte_limit(tmp_path: Path, upload: File, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingest, "SHARD_BYTES", 5000)
+    monkeypatch.setattr(shard_writer, "SHARD_BYTES", 5000)
     pool = ingested(tmp_path / "out", upload)
     assert len(pool.shards) > 1
     assert sum(s.entries for s in pool.shards) == 12
