@@ -198,7 +198,7 @@ def _png_size(data: bytes) -> tuple[int, int]:
 
 
 def _decode_jpeg(data: bytes, channels: int, target: tuple[int, int] | None = None) -> Pixels:
-    """Pixels as stored; with `target` (height, width) at the smallest scale of SCALED_MARGIN times it, if that saves."""
+    """Pixels as stored; with `target` (height, width) not many more than SCALED_MARGIN times it, where that saves."""
     least_height, least_width = (SCALED_MARGIN * side for side in target) if target else (0, 0)
     try:
         pixels: Pixels = simplejpeg.decode_jpeg(

@@ -1,9 +1,9 @@
 """A 64-bit perceptual hash (pHash) in integer arithmetic, so that every machine gives the same bits.
 
 The image is shrunk to 32 x 32 luma; of its cosine transform the 8 x 8 lowest frequencies without the constant rows and
-columns are compared with their lower median. Images that look alike differ in few bits (Hamming distance): of 1,500
-Tiny-ImageNet images none differed in more than 4 after JPEG of quality 75 or 90 or a resize by 0.75 to 1.25, 99.8 % in
-at most 4 after quality 50 or a resize by 0.5, and none of 8 million pairs of different images in less than 8. Mirrored, rotated and
+columns are compared with their lower median. Images that look alike differ in few bits (Hamming distance). Of 1,500
+Tiny-ImageNet images all stayed within 4 bits after JPEG of quality 75 or 90 or a resize by 0.75 to 1.25, and 99.8 %
+after quality 50 or a resize by 0.5; of 8 million pairs of different images none had less than 8. Mirrored, rotated and
 cropped images are not recognised; images without any structure all have the hash 0.
 """
 

@@ -14,10 +14,10 @@ from pu_engine import ingest, shard_writer
 from pu_engine.archive import Limits
 from pu_engine.errors import EngineError
 from pu_engine.jsonform import from_json
-from pu_engine.progress import SilentProgress
-from pu_engine.results import build_manifest, file_sha256
 from pu_engine.pool_index import read_index
 from pu_engine.pool_types import IngestInputs, Pool
+from pu_engine.progress import SilentProgress
+from pu_engine.results import build_manifest, file_sha256
 from pu_engine.types import File
 
 Pack = Callable[[Path, Mapping[str, bytes]], File]
@@ -35,7 +35,9 @@ def ingested(
 def index_rows(out: Path) -> list[dict[str, object]]:
     """Rows of all shards, each with its shard's name."""
     return [
-        {**row, "shard": path.stem} for path in sorted(out.glob("shard-*.arrow")) for row in read_index(path).to_pylist()
+        {**row, "shard": path.stem}
+        for path in sorted(out.glob("shard-*.arrow"))
+        for row in read_index(path).to_pylist()
     ]
 
 

@@ -19,8 +19,8 @@ from pu_engine.errors import EngineError
 from pu_engine.jsonform import to_json
 from pu_engine.pool import POOL, pool_folder
 from pu_engine.pool_index import GOOD, index_name, write_index
-from pu_engine.pool_types import Pool, Shard
 from pu_engine.pool_order import gate_is_open, junk_mask
+from pu_engine.pool_types import Pool, Shard
 from pu_engine.prior import PriorEstimate
 from pu_engine.progress import SilentProgress
 from pu_engine.pu_classifier import pu_scores
