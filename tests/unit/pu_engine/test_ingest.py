@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from pu_engine import ingest, shard_writer
+from pu_engine import images, ingest, shard_writer
 from pu_engine.archive import Limits
 from pu_engine.errors import EngineError
 from pu_engine.jsonform import from_json
+from pu_engine.pool import open_pool, pool_folder
 from pu_engine.pool_index import read_index
-from pu_engine.pool_types import IngestInputs, Pool
+from pu_engine.pool_types import IngestInputs, Pool, Shard, Shrink
 from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest, file_sha256
-from pu_engine.types import File
+from pu_engine.types import File, Folder
 
 Pack = Callable[[Path, Mapping[str, bytes]], File]
 MakeJpeg = Callable[..., bytes]
 
 
 def ingested(
-    out: Path, *tars: File, shard_images: int = 5000, threads: int = 1, progress: SilentProgress | None = None
+    out: Path,
+    *tars: File,
+    shard_images: int = 5000,
+    threads: int = 1,
+    progress: SilentProgress | None = None,
+    pool: Folder | None = None,
+    shrink: Shrink | None = None,
 ) -> Pool:
     out.mkdir(exist_ok=True)
-    inputs = IngestInputs(name="tiny", tars=tars, shard_images=shard_images, threads=threads)
+    inputs = IngestInputs(name="tiny", tars=tars, shard_images=shard_images, threads=threads, pool=pool, shrink=shrink)
     return ingest.run(inputs, out, progress or SilentProgress())
 
 
@@ -96,6 +106,130 @@ def test_leftovers_of_a_killed_run_change_nothing(tmp_path: Path, upload: File) 
     assert not [p for p in (tmp_path / "b").iterdir() if p.name.startswith(".")]
 
 
+class Killed(Exception):
+    """Stands for a kill: nothing of the stage's own runs after it but `finally`."""
+
+
+@pytest.mark.parametrize("finished", [1, 2, 3])
+def test_killed_run_goes_on_behind_its_last_shard(
+    tmp_path: Path, pack: Pack, make_jpeg: MakeJpeg, monkeypatch: pytest.MonkeyPatch, finished: int
+) -> None:
+    members = {f"{i:03d}.jpg": make_jpeg(i % 12) for i in range(18)} | {"004b.jpg": b"bad", "009b.jpg": b"bad"}
+    tars = [pack(tmp_path / f"{n}.tar", dict(sorted(members.items())[n::2])) for n in range(2)]
+    whole = ingested(tmp_path / "a", *tars, shard_images=5)
+
+    note, checked = ingest._note_resumable, []
+
+    def note_and_die(inputs: IngestInputs, out: Path, shards: list[Shard]) -> None:
+        note(inputs, out, shards)
+        if len(shards) == finished:
+            raise Killed
+
+    monkeypatch.setattr(ingest, "_note_resumable", note_and_die)
+    with pytest.raises(Killed):
+        ingested(tmp_path / "b", *tars, shard_images=5, threads=2)
+    monkeypatch.undo()
+    times = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "b").glob("shard-*")}
+    assert len(times) == 2 * finished
+    check = ingest.check_image
+    monkeypatch.setattr(ingest, "check_image", lambda member, shrink: checked.append(member) or check(member, shrink))
+    resumed = ingested(tmp_path / "b", *tars, shard_images=5)
+    assert resumed == whole
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+    assert {name: (tmp_path / "b" / name).stat().st_mtime_ns for name in times} == times
+    assert len(checked) <= 20 - 5 * finished
+    assert not [p for p in (tmp_path / "b").iterdir() if p.name.startswith(".")]
+
+
+def test_shards_of_other_inputs_or_changed_ones_are_not_gone_on_with(
+    tmp_path: Path, upload: File, pack: Pack, make_jpeg: MakeJpeg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = ingest._note_resumable
+
+    def note_and_die(*arguments: Any) -> None:
+        note(*arguments)
+        raise Killed
+
+    def leave_a_shard() -> None:
+        monkeypatch.setattr(ingest, "_note_resumable", note_and_die)
+        with pytest.raises(Killed):
+            ingested(tmp_path / "b", upload, shard_images=5)
+        monkeypatch.setattr(ingest, "_note_resumable", note)
+
+    other = pack(tmp_path / "other.tar", {f"{i}.jpg": make_jpeg(40 + i) for i in range(9)})
+    for tar, damaged in ((other, False), (upload, True)):
+        leave_a_shard()
+        if damaged:
+            path = tmp_path / "b" / "shard-00000.tar"
+            path.write_bytes(path.read_bytes()[:-1] + b"x")
+        ingested(tmp_path / "a", tar, shard_images=5)
+        ingested(tmp_path / "b", tar, shard_images=5)
+        assert digest(tmp_path / "a") == digest(tmp_path / "b")
+
+
+def test_appending_writes_new_shards_only(tmp_path: Path, upload: File, pack: Pack, make_jpeg: MakeJpeg) -> None:
+    first = ingested(tmp_path / "a", upload, shard_images=5)
+    more = pack(tmp_path / "2.tar", {"new.jpg": make_jpeg(50), "train/003.jpg": make_jpeg(3), "bad.jpg": b"no"})
+    second = ingested(tmp_path / "b", more, shard_images=5, pool=pool_folder(tmp_path / "a"))
+    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["pool.json", "shard-00003.arrow", "shard-00003.tar"]
+    assert second.shards[:3] == first.shards
+    assert (second.images, second.bad_images, second.duplicates) == (14, 1, 1)
+    rows = index_rows(tmp_path / "b")
+    assert [(row["key"], row["duplicate_of"]) for row in rows] == [
+        ("new", None),
+        ("train/003~2", "train/003"),
+        ("bad", None),
+    ]
+
+
+def test_appended_pool_is_read_as_one(tmp_path: Path, upload: File, pack: Pack, make_jpeg: MakeJpeg) -> None:
+    ingested(tmp_path / "a", upload, shard_images=5)
+    ingested(tmp_path / "b", pack(tmp_path / "2.tar", {"new.jpg": make_jpeg(50)}), pool=pool_folder(tmp_path / "a"))
+    for path in (tmp_path / "a").glob("shard-*"):
+        (tmp_path / "b" / path.name).hardlink_to(path)
+    reader = open_pool(pool_folder(tmp_path / "b"))
+    assert reader.keys == (*(f"train/{i:03d}" for i in range(12)), "new")
+    assert list(reader.read([2, 12])) == [(2, make_jpeg(2)), (12, make_jpeg(50))]
+
+
+def test_appending_nothing_usable_or_to_a_damaged_pool_is_refused(tmp_path: Path, upload: File, pack: Pack) -> None:
+    ingested(tmp_path / "a", upload)
+    pool = pool_folder(tmp_path / "a")
+    bad = pack(tmp_path / "2.tar", {"bad.jpg": b"no"})
+    with pytest.raises(EngineError, match=r"No image .* is usable"):
+        ingested(tmp_path / "b", bad, pool=pool)
+    (tmp_path / "a" / "shard-00000.arrow").write_bytes(b"no index")
+    with pytest.raises(EngineError, match=r"shard-00000\.arrow") as caught:
+        ingested(tmp_path / "b", upload, pool=pool)
+    assert caught.value.code == "POOL_INVALID"
+
+
+def test_large_images_are_stored_smaller(tmp_path: Path, pack: Pack, make_jpeg: MakeJpeg) -> None:
+    large, small = make_jpeg(1, height=60, width=90), make_jpeg(2, height=20, width=90)
+    shrink = Shrink(short_side=20, quality=80)
+    tar = pack(tmp_path / "1.tar", {"large.jpg": large, "small.jpg": small})
+    pool = ingested(tmp_path / "out", tar, shrink=shrink)
+    assert pool.shrink == shrink
+    rows = index_rows(tmp_path / "out")
+    assert [(row["height"], row["width"]) for row in rows] == [(20, 30), (20, 90)]
+    assert [row["source_sha256"] == row["sha256"] for row in rows] == [False, True]
+    reader = open_pool(pool_folder(tmp_path / "out"))
+    (_, stored), (_, kept) = reader.read([0, 1])
+    assert images.jpeg_quality(stored) == (80, "4:2:0")
+    assert kept == small
+    assert reader.holds([hashlib.sha256(large).hexdigest()]).tolist() == [True, False]
+    resized = images.resize(images.decode(large, 3), 20, 30)
+    np.testing.assert_array_equal(images.decode(stored, 3), images.reencode(resized, 80, "4:2:0"))
+
+
+def test_appended_images_are_shrunk_like_the_pool(tmp_path: Path, pack: Pack, make_jpeg: MakeJpeg) -> None:
+    shrink = Shrink(short_side=20, quality=80)
+    ingested(tmp_path / "a", pack(tmp_path / "1.tar", {"a.jpg": make_jpeg(1)}), shrink=shrink)
+    tar = pack(tmp_path / "2.tar", {"b.jpg": make_jpeg(1, height=60, width=90)})
+    assert ingested(tmp_path / "b", tar, pool=pool_folder(tmp_path / "a")).shrink == shrink
+    assert index_rows(tmp_path / "b")[0]["height"] == 20
+
+
 def test_taken_keys_get_a_suffix(tmp_path: Path, pack: Pack, make_jpeg: MakeJpeg) -> None:
     first = pack(tmp_path / "1.tar", {"a.jpg": make_jpeg(1), "a.png": make_jpeg(2), "a~2.jpg": make_jpeg(3)})
     second = pack(tmp_path / "2.tar", {"a.jpg": make_jpeg(4), "b.c.jpg": make_jpeg(5), "b_c.jpg": make_jpeg(6)})
@@ -123,7 +257,8 @@ def test_bad_images_are_recorded_and_stored_nowhere(tmp_path: Path, pack: Pack, 
     assert "ends within a scan" in str(bad["reason"])
     assert "neither JPEG nor PNG" in str(other["reason"])
     assert cut not in (tmp_path / "out" / "shard-00000.tar").read_bytes()
-    assert "2 of 3 images" in progress.warnings[0]
+    assert "2 of 3 images (66.7%)" in progress.warnings[0]
+    assert "neither JPEG nor PNG" in progress.warnings[0]
 
 
 def test_few_bad_images_do_not_warn(tmp_path: Path, pack: Pack, make_jpeg: MakeJpeg) -> None:

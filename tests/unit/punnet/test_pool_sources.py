@@ -141,7 +141,7 @@ def test_same_parquet_file_gives_the_same_tar(tmp_path: Path, scratch: Path) -> 
     [
         ({"label": pa.array([1])}, "0 columns that may hold images"),
         ({"a": pa.array([b"1"]), "b": pa.array([b"1"])}, "2 columns that may hold images"),
-        ({"image": pa.array([{"bytes": None, "path": "a.jpg"}], HF_IMAGE)}, "Row 0 .* no bytes"),
+        ({"image": pa.array([{"bytes": None, "path": "a.jpg"}], HF_IMAGE)}, r"Row 0 .* no bytes"),
     ],
 )
 def test_parquet_without_one_column_of_images_is_refused(
