@@ -194,7 +194,8 @@ def test_fit_decides_what_is_seen_of_an_image_of_another_shape() -> None:
 def photograph(side: int = 256) -> NDArray[np.uint8]:
     """Large shapes, edges and fine noise, so that every frequency of a block is there."""
     generator = np.random.default_rng(3)
-    smooth = sum(images.resize(generator.integers(0, 256, (n, n, 3), np.uint8), side, side) / n for n in (4, 16, 64))
+    layers = [images.resize(generator.integers(0, 256, (n, n, 3), np.uint8), side, side) / n for n in (4, 16, 64)]
+    smooth = np.sum(layers, axis=0)
     scaled: NDArray[np.uint8] = (255 * (smooth - smooth.min()) / np.ptp(smooth)).astype(np.uint8)
     scaled[side // 4 : side // 2, side // 4 :] //= 2
     return scaled

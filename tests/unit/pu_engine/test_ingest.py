@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from pu_engine import images, ingest, shard_writer
-from pu_engine.archive import Limits
+from pu_engine.archive import Limits, Member
 from pu_engine.errors import EngineError
+from pu_engine.image_check import CheckedImage, check_image
 from pu_engine.jsonform import from_json
 from pu_engine.pool import open_pool, pool_folder
 from pu_engine.pool_index import read_index
@@ -118,7 +119,8 @@ def test_killed_run_goes_on_behind_its_last_shard(
     tars = [pack(tmp_path / f"{n}.tar", dict(sorted(members.items())[n::2])) for n in range(2)]
     whole = ingested(tmp_path / "a", *tars, shard_images=5)
 
-    note, checked = ingest._note_resumable, []
+    note = ingest._note_resumable
+    checked: list[str] = []
 
     def note_and_die(inputs: IngestInputs, out: Path, shards: list[Shard]) -> None:
         note(inputs, out, shards)
@@ -131,8 +133,12 @@ def test_killed_run_goes_on_behind_its_last_shard(
     monkeypatch.undo()
     times = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "b").glob("shard-*")}
     assert len(times) == 2 * finished
-    check = ingest.check_image
-    monkeypatch.setattr(ingest, "check_image", lambda member, shrink: checked.append(member) or check(member, shrink))
+
+    def counted(member: Member, shrink: Shrink | None) -> CheckedImage:
+        checked.append(member.name)
+        return check_image(member, shrink)
+
+    monkeypatch.setattr("pu_engine.ingest.check_image", counted)
     resumed = ingested(tmp_path / "b", *tars, shard_images=5)
     assert resumed == whole
     assert digest(tmp_path / "a") == digest(tmp_path / "b")

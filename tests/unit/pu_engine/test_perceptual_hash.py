@@ -24,7 +24,7 @@ def photograph(seed: int, height: int = 96, width: int = 128) -> NDArray[np.uint
     layers = [
         resize(generator.integers(0, 256, (n, n, 3), np.uint8), height, width).astype(float) / n for n in (3, 6, 12, 48)
     ]
-    mixed = sum(layers) + np.zeros((height, width, 3))
+    mixed = np.sum(layers, axis=0)
     scaled: NDArray[np.uint8] = (255 * (mixed - mixed.min()) / np.ptp(mixed)).astype(np.uint8)
     return scaled
 
