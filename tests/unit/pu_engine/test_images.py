@@ -212,6 +212,15 @@ def test_scaled_decoding_stays_near_to_full_decoding(target: tuple[int, int], ch
     assert difference.max() <= 24
 
 
+@pytest.mark.parametrize("target", [(16, 16), (12, 36)])
+def test_scaled_decoding_of_a_cropped_view_stays_near(target: tuple[int, int]) -> None:
+    data = simplejpeg.encode_jpeg(photograph(), quality=90)
+    full = images.resize(images.crop_centre(images.decode(data, 3), *target), *target).astype(int)
+    difference = np.abs(full - images.decode_resized(data, *target, 3, "crop"))
+    assert difference.mean() < 3
+    assert difference.max() <= 40
+
+
 @pytest.mark.parametrize("target", [(43, 43), (64, 64), (255, 10), (300, 300)])
 def test_jpeg_that_is_not_much_larger_is_decoded_in_full(target: tuple[int, int]) -> None:
     data = simplejpeg.encode_jpeg(photograph(), quality=90)
