@@ -21,6 +21,7 @@ from pu_engine.compression import run_stages
 from pu_engine.jsonform import to_json
 from pu_engine.pipeline import GATHERING, INTAKE, SCORING, SELECTION
 from pu_engine.pool import pool_folder
+from pu_engine.pool_types import IngestInputs
 from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest, file_sha256, load, write_atomic
 from pu_engine.types import (
@@ -30,7 +31,6 @@ from pu_engine.types import (
     ExportOptions,
     File,
     Folder,
-    IngestInputs,
     LabelledFile,
     LabelledImages,
     StudentOptions,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from typing import Literal
 
@@ -22,6 +23,9 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_HEADER_BYTES = 33
 EXIF_START = b"Exif\0\0"
 ORIENTATION_TAG = 0x0112
+TRANSPOSED = 5  # and above: rows become columns
+SCALED_MARGIN = 3  # at 2 a photograph shrunk to 32 x 32 differed by 1.4 levels in the mean, at 4 by 0.5
+LEAST_SCALING = 2.0  # below, scaled decoding takes longer than full decoding
 CMYK_COMPONENTS = 4
 SUBSAMPLING = {"4:4:4": "444", "4:2:2": "422", "4:2:0": "420", "4:4:0": "440", "4:1:1": "411", "gray": "Gray"}
 RGB, GRAY = 3, 1
@@ -54,7 +58,7 @@ def dimensions(data: bytes) -> tuple[int, int]:
 
 
 def decode(data: bytes, channels: int) -> Pixels:
-    """Pixels of a JPEG or PNG, upright.
+    """Pixels of a JPEG or PNG, upright. Of an animated PNG, its default image.
 
     The EXIF orientation is applied, transparency is dropped, 16 bits are cut to the upper 8.
 
@@ -67,14 +71,7 @@ def decode(data: bytes, channels: int) -> Pixels:
     Raises:
         EngineError: IMAGE_REJECTED for what the header gate refuses or the decoder finds damaged.
     """
-    if channels not in (GRAY, RGB):
-        raise ValueError(f"channels is 1 or 3, not {channels}")
-    _, _, header = _gate(data)
-    if header is None or header.components == CMYK_COMPONENTS:
-        pixels, exif = _decode_pillow(data, channels)
-    else:
-        pixels, exif = _decode_jpeg(data, channels), header.exif
-    return np.ascontiguousarray(_upright(pixels, _orientation(exif)))
+    return _decode(data, channels, target=None)
 
 
 def resize(image: Pixels, height: int, width: int) -> Pixels:
@@ -94,8 +91,17 @@ def resize(image: Pixels, height: int, width: int) -> Pixels:
 
 
 def decode_resized(data: bytes, height: int, width: int, channels: int, fit: str = "stretch") -> Pixels:
-    """`decode`, then `resize` of the whole image, or of its centre where `fit` is "crop": [height, width, channels]."""
-    image = decode(data, channels)
+    """`decode`, then `resize` of the whole image, or of its centre where `fit` is "crop": [height, width, channels].
+
+    A JPEG that is at least twice SCALED_MARGIN times as large on both sides is decoded at a fraction of its size (only
+    the lower frequencies of each block), which differs a little from the full decoding: on 60 photographs shrunk to
+    32 x 32 by 0.7 levels in the mean, 2.7 at worst, and it took half the time.
+
+    Raises:
+        EngineError: IMAGE_REJECTED, as `decode` does.
+    """
+    seen = CROP_SHARE if fit == "crop" else 1.0
+    image = _decode(data, channels, target=(math.ceil(height / seen), math.ceil(width / seen)))
     return resize(crop_centre(image, height, width) if fit == "crop" else image, height, width)
 
 
@@ -171,15 +177,38 @@ def _gate(data: bytes) -> tuple[int, int, JpegHeader | None]:
     return height, width, header
 
 
+def _decode(data: bytes, channels: int, target: tuple[int, int] | None) -> Pixels:
+    """Upright pixels, of a large JPEG no more than are needed for `target` (height, width)."""
+    if channels not in (GRAY, RGB):
+        raise ValueError(f"channels is 1 or 3, not {channels}")
+    _, _, header = _gate(data)
+    if header is None or header.components == CMYK_COMPONENTS:
+        pixels, exif = _decode_pillow(data, channels)
+        return np.ascontiguousarray(_upright(pixels, _orientation(exif)))
+    orientation = _orientation(header.exif)
+    if target is not None and orientation >= TRANSPOSED:
+        target = target[1], target[0]
+    return np.ascontiguousarray(_upright(_decode_jpeg(data, channels, target), orientation))
+
+
 def _png_size(data: bytes) -> tuple[int, int]:
     if len(data) < PNG_HEADER_BYTES or data[8:16] != b"\0\0\0\x0dIHDR":
         raise rejected("The PNG has no header chunk.")
     return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
 
 
-def _decode_jpeg(data: bytes, channels: int) -> Pixels:
+def _decode_jpeg(data: bytes, channels: int, target: tuple[int, int] | None = None) -> Pixels:
+    """Pixels as stored; with `target` (height, width) not many more than SCALED_MARGIN times it, where that saves."""
+    least_height, least_width = (SCALED_MARGIN * side for side in target) if target else (0, 0)
     try:
-        pixels: Pixels = simplejpeg.decode_jpeg(data, colorspace="GRAY" if channels == GRAY else "RGB", strict=True)
+        pixels: Pixels = simplejpeg.decode_jpeg(
+            data,
+            colorspace="GRAY" if channels == GRAY else "RGB",
+            min_height=least_height,
+            min_width=least_width,
+            min_factor=LEAST_SCALING if target else 1.0,
+            strict=True,
+        )
     except ValueError as error:
         raise rejected(f"The JPEG is damaged: {error}.") from error
     return pixels
@@ -226,7 +255,7 @@ def _orientation(exif: bytes) -> int:
 
 def _upright(image: Pixels, orientation: int) -> Pixels:
     """[H, W, C] as the EXIF standard's eight orientations want it shown."""
-    if orientation >= 5:
+    if orientation >= TRANSPOSED:
         image = image.transpose(1, 0, 2)
     flip_rows, flip_columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
     return image[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]

@@ -13,7 +13,7 @@ from pu_engine import labelled
 from pu_engine.images import decode_resized
 from pu_engine.preprocessing import image_channels
 from pu_engine.probed import Probed
-from pu_engine.report_samples import thumbnail
+from pu_engine.thumbnails import thumbnail
 from pu_engine.types import LabelledImages, Preprocessing
 
 SHOWN_RIGHT, SHOWN_WRONG = 24, 24

@@ -57,7 +57,7 @@ INTAKE = Stage(
     minutes=10,
 )
 SCORING = Stage(
-    name="scoring", module="pu_engine.scoring", schema=1, needs=("intake",), reads=("pool", "images"), profile="model"
+    name="scoring", module="pu_engine.scoring", schema=2, needs=("intake",), reads=("pool", "images"), profile="model"
 )
 SELECTION = Stage(
     name="selection",
@@ -76,7 +76,7 @@ SELECTION = Stage(
 GATHERING = Stage(
     name="gathering",
     module="pu_engine.gathering",
-    schema=1,
+    schema=2,
     needs=("intake", "scoring", "selection"),
     reads=("pool", "images", "student.size", "seed"),
 )
@@ -116,7 +116,11 @@ PLAN = Stage(
     profile="model",
     minutes=30,
 )
-INGEST = Stage(name="ingest", module="pu_engine.ingest", schema=1, reads=("name", "tars"), retries=1)
+INGEST = Stage(name="ingest", module="pu_engine.ingest", schema=2, reads=("name", "tars", "pool", "shrink"), retries=1)
+POOL_VERIFICATION = Stage(
+    name="pool_verification", module="pu_engine.pool_verification", schema=1, reads=("pool", "check")
+)
+POOL_PAGE = Stage(name="pool_page", module="pu_engine.pool_page", schema=1, reads=("pool",))
 
 COMPRESS = (INTAKE, SCORING, SELECTION, GATHERING, DISTILLATION, EXPORT, VERIFICATION, REPORT)
 KINDS: Mapping[str, tuple[Stage, ...]] = {
@@ -125,6 +129,8 @@ KINDS: Mapping[str, tuple[Stage, ...]] = {
     "inspect": (INTAKE, INSPECTION),
     "plan": (INTAKE, PLAN),
     "ingest": (INGEST,),
+    "verify_pool": (POOL_VERIFICATION,),
+    "describe_pool": (POOL_PAGE,),
 }
 STAGES: Mapping[str, Stage] = {s.name: s for stages in KINDS.values() for s in stages}
 

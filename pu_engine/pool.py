@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -16,43 +16,50 @@ from numpy.typing import NDArray
 
 from pu_engine.errors import EngineError
 from pu_engine.jsonform import from_json
+from pu_engine.pool_index import GOOD, SCHEMA, index_name, read_index
+from pu_engine.pool_types import FORMAT, Pool
 from pu_engine.results import file_sha256
-from pu_engine.types import Folder, Pool
+from pu_engine.types import Folder
 
 POOL = "pool.json"
-INDEX = "index.arrow"
-GOOD, BAD = "ok", "bad"
-INDEX_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("shard", pa.string()),  # null for a bad image, like `offset`
-        ("offset", pa.int64()),  # of the image's first byte in the shard
-        ("size", pa.int64()),
-        ("sha256", pa.binary(32)),  # null for an image too large to be read
-        ("width", pa.int32()),  # upright
-        ("height", pa.int32()),
-        ("status", pa.string()),
-        ("reason", pa.string()),
-    ]
-)
+WINDOW_BYTES = 2**18  # read at once by a scan; larger windows leave the cache and were slower
+DIGEST_BYTES = 32
 
 
 def open_pool(folder: Folder) -> PoolReader:
-    """A pool whose `pool.json` has the sha256 that `folder` names, and whose index is whole.
+    """A pool whose `pool.json` has the sha256 that `folder` names, and whose indexes are whole.
 
     Raises:
         EngineError: POOL_INVALID where a file is missing or differs from its digest.
     """
     root = Path(folder.path)
-    if not (root / POOL).is_file():
-        raise _invalid(f"The pool has no {POOL}.")
-    actual = file_sha256(root / POOL)
-    if actual != folder.sha256:
-        raise _invalid(f"The sha256 of {POOL} is {actual}, not {folder.sha256}.", actual=actual)
-    pool = from_json(Pool, json.loads((root / POOL).read_text()))
-    if not (root / INDEX).is_file() or file_sha256(root / INDEX) != pool.index_sha256:
-        raise _invalid(f"{INDEX} of the pool {pool.name!r} is missing or differs from its sha256.")
+    pool = read_pool_json(folder)
+    for shard in pool.shards:
+        path = root / index_name(shard.name)
+        if not path.is_file() or file_sha256(path) != shard.index_sha256:
+            raise invalid(f"{path.name} of the pool {pool.name!r} is missing or differs from its sha256.")
     return PoolReader(root, pool)
+
+
+def read_pool_json(folder: Folder) -> Pool:
+    """What `pool.json` says; nothing else is looked at.
+
+    Raises:
+        EngineError: POOL_INVALID.
+    """
+    path = Path(folder.path) / POOL
+    if not path.is_file():
+        raise invalid(f"The pool has no {POOL}.")
+    actual = file_sha256(path)
+    if actual != folder.sha256:
+        raise invalid(f"The sha256 of {POOL} is {actual}, not {folder.sha256}.", actual=actual)
+    try:
+        pool = from_json(Pool, json.loads(path.read_text()))
+    except ValueError as error:
+        raise invalid(f"{POOL} is not of this version's form: {error}.") from error
+    if pool.format != FORMAT:
+        raise invalid(f"The pool has format {pool.format}; this version reads {FORMAT}.")
+    return pool
 
 
 def pool_folder(path: Path) -> Folder:
@@ -66,17 +73,17 @@ class PoolReader:
     def __init__(self, root: Path, pool: Pool) -> None:
         self.pool = pool
         self._root = root
-        with pa.memory_map(str(root / INDEX)) as source:
-            table = pa.ipc.open_file(source).read_all()
-        good = table.filter(pc.equal(table["status"], GOOD))
+        tables = [read_index(root / index_name(shard.name)) for shard in pool.shards]
+        self.index = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+        good = self.index.filter(pc.equal(self.index["status"], GOOD))
         if good.num_rows != pool.images or sum(shard.entries for shard in pool.shards) != pool.images:
-            raise _invalid(f"The index of the pool {pool.name!r} has {good.num_rows} good images, not {pool.images}.")
+            raise invalid(f"The index of the pool {pool.name!r} has {good.num_rows} good images, not {pool.images}.")
         self._key = good["key"]
-        self._sha256 = good["sha256"]
+        self._source = good["source_sha256"]
         self._offset = good["offset"].to_numpy()
         self._size = good["size"].to_numpy()
-        ends = np.cumsum([shard.entries for shard in pool.shards])
-        self._ends = ends.astype(np.int64)
+        self._digests = b"".join(_fixed_bytes(chunk) for chunk in good["sha256"].chunks)
+        self._ends = np.cumsum([shard.entries for shard in pool.shards]).astype(np.int64)
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
@@ -84,9 +91,9 @@ class PoolReader:
         return tuple(self._key.to_pylist())
 
     def holds(self, digests: Sequence[str]) -> NDArray[np.bool_]:
-        """Which rows are images of these sha256 (hexadecimal), [N]."""
-        wanted = pa.array([bytes.fromhex(digest) for digest in digests], self._sha256.type)
-        return np.asarray(pc.is_in(self._sha256, value_set=wanted), dtype=np.bool_)
+        """Which rows are images that came as files of these sha256 (hexadecimal), [N]."""
+        wanted = pa.array([bytes.fromhex(digest) for digest in digests], self._source.type)
+        return np.asarray(pc.is_in(self._source, value_set=wanted), dtype=np.bool_)
 
     def rows(self, shard: str) -> range:
         """Rows of one shard's images."""
@@ -95,13 +102,31 @@ class PoolReader:
         return range(end - self.pool.shards[number].entries, end)
 
     def scan(self, shard: str) -> Iterator[tuple[int, str, bytes]]:
-        """Row, key and bytes of one shard's images, in index order.
+        """Row, key and bytes of one shard's images, in index order; the file is read once, forwards.
 
         Raises:
             EngineError: POOL_INVALID where the shard is missing or an image differs from its sha256.
         """
-        for row, data in self.read(self.rows(shard)):
-            yield row, self.keys[row], data
+        rows = self.rows(shard)
+        keys = self._key.slice(rows.start, len(rows)).to_pylist()
+        offsets = self._offset[rows.start : rows.stop].tolist()
+        sizes = self._size[rows.start : rows.stop].tolist()
+        digests, first = self._digests, rows.start
+        sha256 = hashlib.sha256
+        window, start, end = b"", 0, 0
+        descriptor = self._open(shard)
+        try:
+            for i, (key, offset, size) in enumerate(zip(keys, offsets, sizes, strict=True)):
+                if offset + size > end:
+                    window = os.pread(descriptor, max(WINDOW_BYTES, size), offset)
+                    start, end = offset, offset + len(window)
+                data = window[offset - start : offset - start + size]
+                place = DIGEST_BYTES * (first + i)
+                if sha256(data).digest() != digests[place : place + DIGEST_BYTES]:
+                    raise self._changed(first + i)
+                yield first + i, key, data
+        finally:
+            os.close(descriptor)
 
     def read(self, rows: Sequence[int] | NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
         """Row and bytes of the images asked for, by ascending row, so that a disk is read forwards.
@@ -114,20 +139,38 @@ class PoolReader:
             raise ValueError(f"rows are 0 to {self.pool.images - 1}, got {wanted[0]} to {wanted[-1]}")
         shards = np.searchsorted(self._ends, wanted, side="right")
         for number in np.unique(shards):
-            path = self._root / f"{self.pool.shards[number].name}.tar"
-            if not path.is_file():
-                raise _invalid(f"{path.name} of the pool {self.pool.name!r} is missing.")
-            with path.open("rb") as file:
-                for row in wanted[shards == number]:
-                    yield int(row), self._image(file, int(row))
+            descriptor = self._open(self.pool.shards[number].name)
+            try:
+                for row in wanted[shards == number].tolist():
+                    yield row, self._image(descriptor, row)
+            finally:
+                os.close(descriptor)
 
-    def _image(self, file: BinaryIO, row: int) -> bytes:
-        file.seek(self._offset[row])
-        data = file.read(self._size[row])
-        if hashlib.sha256(data).digest() != self._sha256[row].as_py():
-            raise _invalid(f"Image {self.keys[row]!r} of the pool {self.pool.name!r} differs from its sha256.")
+    def _open(self, shard: str) -> int:
+        try:
+            return os.open(self._root / f"{shard}.tar", os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise invalid(f"{shard}.tar of the pool {self.pool.name!r} is missing.") from error
+
+    def _image(self, descriptor: int, row: int) -> bytes:
+        data = os.pread(descriptor, int(self._size[row]), int(self._offset[row]))
+        if hashlib.sha256(data).digest() != self._digests[DIGEST_BYTES * row : DIGEST_BYTES * (row + 1)]:
+            raise self._changed(row)
         return data
 
+    def _changed(self, row: int) -> EngineError:
+        number = int(np.searchsorted(self._ends, row, side="right"))
+        key, shard = self._key[row].as_py(), self.pool.shards[number].name
+        return invalid(f"Image {key!r} in {shard}.tar of the pool {self.pool.name!r} differs from its sha256.")
 
-def _invalid(message: str, **details: object) -> EngineError:
-    return EngineError("POOL_INVALID", message, "Make the pool again.", **details)
+
+def invalid(message: str, **details: object) -> EngineError:
+    """The error of a pool that can't be read."""
+    return EngineError("POOL_INVALID", message, "Run `punnet pool verify`; make the pool again.", **details)
+
+
+def _fixed_bytes(chunk: pa.FixedSizeBinaryArray) -> bytes:
+    """The values of a fixed-size column without nulls, one behind the other."""
+    start = chunk.offset * DIGEST_BYTES
+    data: bytes = chunk.buffers()[1].slice(start, len(chunk) * DIGEST_BYTES).to_pybytes()
+    return data

@@ -26,9 +26,9 @@ from pu_engine.report_samples import (
     class_rows,
     picture,
     shown_classes,
-    thumbnail,
 )
 from pu_engine.results import write_atomic
+from pu_engine.thumbnails import thumbnail
 from pu_engine.types import Report, ReportInputs
 
 STUDENT_FILES = ("student.safetensors", "student.json", "curve.jsonl")

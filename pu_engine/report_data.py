@@ -11,9 +11,9 @@ from typing import Any
 
 from pu_engine.fact_types import Latency
 from pu_engine.jsonform import to_json
+from pu_engine.pool_types import Pool
 from pu_engine.results import load, read_manifest
 from pu_engine.types import (
-    Pool,
     ReportInputs,
     Scores,
     Selection,

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from pu_engine.images import Pixels
+from pu_engine.thumbnails import thumbnail
 
 SHOWN_CLASSES = 12
 BEST, BORDERLINE, REJECTED, LABELLED = 4, 3, 3, 2
-THUMBNAIL_PIXELS = 96
-PNG_PIXELS = 32  # so few pixels would show JPEG's blocks
-JPEG_QUALITY = 85
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,24 +66,6 @@ def class_rows(rows: SelectionRows, class_index: int) -> ClassRows:
         borderline=_integers(taken[len(best) :][-BORDERLINE:]),
         rejected=_integers(left[-REJECTED:]),
     )
-
-
-def thumbnail(image: Pixels, pixels: int = THUMBNAIL_PIXELS) -> str:
-    """A small copy as a data URI, encoded anew: nothing of the user's file but its pixels goes into the report.
-
-    Args:
-        image: [H, W, C] uint8, C is 1 or 3. pixels: longest side; smaller images stay as they are.
-    """
-    picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else np.ascontiguousarray(image))
-    picture.thumbnail((pixels, pixels), Image.Resampling.BILINEAR)
-    buffer = io.BytesIO()
-    if max(picture.size) <= PNG_PIXELS:
-        picture.save(buffer, "PNG")
-        kind = "png"
-    else:
-        picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
-        kind = "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def picture(rows: SelectionRows, row: int, image: Pixels) -> Picture:

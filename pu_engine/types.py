@@ -160,38 +160,6 @@ class LabelledEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IngestInputs:
-    """Make a pool from plain tars of images."""
-
-    name: str
-    tars: tuple[File, ...]
-    shard_images: int = 5000
-    threads: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shard:
-    """A tar of one pool; `entries` good images, in index order."""
-
-    name: str
-    sha256: str
-    size: int
-    entries: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pool:
-    """`pool.json` beside the shards and `index.arrow`."""
-
-    name: str
-    images: int
-    bad_images: int
-    size: int
-    shards: tuple[Shard, ...]
-    index_sha256: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ScoringInputs:
     intake: Folder
     pool: Folder

@@ -13,13 +13,23 @@ from typing import TYPE_CHECKING
 from grpc.aio import AioRpcError
 
 from punnet import private_server
-from punnet.archive import LabelledSource, pool_tars
+from punnet.archive import LabelledSource
 from punnet.blobs import TransferProgress, download, upload_missing
 from punnet.connection import FIRST_PAUSE_SECONDS, RETRY_SECONDS, Connection, Patience
 from punnet.errors import make_error
 from punnet.errors_from_rpc import error_from_job
 from punnet.material import Teacher, gather_material
-from punnet.options import CompressOptions, InspectOptions, compress_request, create_pool_request, inspect_request
+from punnet.options import (
+    CompressOptions,
+    InspectOptions,
+    append_pool_request,
+    compress_request,
+    create_pool_request,
+    fresh_request_id,
+    inspect_request,
+    shrink_of,
+)
+from punnet.pool_sources import pool_tars
 from punnet.transfer import blob_of
 from punnet.v1 import catalogue_pb2, compression_pb2, job_pb2, pool_pb2
 
@@ -146,6 +156,8 @@ class AsyncClient:
         name: str,
         sources: Sequence[Path | str],
         *,
+        short_side: int | None = None,
+        quality: int | None = None,
         progress: TransferProgress | None = None,
         request_id: str = "",
     ) -> job_pb2.Job:
@@ -153,24 +165,50 @@ class AsyncClient:
 
         Args:
             name: the new pool's.
-            sources: folders of JPEG and PNG files, plain tars of them, or folders of such tars.
+            sources: folders of JPEG and PNG files, plain tars or Parquet files of them, folders of such files, or URLs
+                of fsspec; Parquet and URLs are read here, not by the server.
+            short_side: images with a longer short side are stored with this one, in pixels, as JPEG.
+            quality: of that JPEG.
             progress: called with the bytes uploaded of the current tar.
             request_id: the same request with the same id gives the same job.
 
         Raises:
             PunnetError: by the error table.
         """
-        digests = []
-        with tempfile.TemporaryDirectory(prefix="punnet-") as scratch:
-            tars = pool_tars([Path(source) for source in sources], Path(scratch))
-            while (tar := await asyncio.to_thread(next, tars, None)) is not None:
-                blob = await asyncio.to_thread(blob_of, tar)
-                await upload_missing(self._connection, [blob], progress)
-                digests.append(blob.sha256)
-                if tar.parent == Path(scratch):
-                    tar.unlink()  # a second copy of a large pool may not fit on the disk
-        request = create_pool_request(name, digests, request_id)
+        shrink = shrink_of(short_side, quality)
+        request = create_pool_request(name, await self._upload_tars(sources, progress), request_id, shrink=shrink)
         return (await self._connection.call(self._connection.pools.CreatePool, request)).job
+
+    async def append_pool(
+        self,
+        name: str,
+        sources: Sequence[Path | str],
+        *,
+        progress: TransferProgress | None = None,
+        request_id: str = "",
+    ) -> job_pb2.Job:
+        """Uploads more images and starts their ingest into new shards of a pool. Arguments as `create_pool`."""
+        await self.pool(name)  # nothing is uploaded for a pool that is not there
+        request = append_pool_request(name, await self._upload_tars(sources, progress), request_id)
+        return (await self._connection.call(self._connection.pools.AppendPool, request)).job
+
+    async def verify_pool(self, name: str, *, request_id: str = "") -> job_pb2.Job:
+        """Starts to read a whole pool again; the job fails with POOL_DAMAGED where a byte has changed."""
+        request = pool_pb2.VerifyPoolRequest(name=name, request_id=request_id or fresh_request_id())
+        return (await self._connection.call(self._connection.pools.VerifyPool, request)).job
+
+    async def describe_pool(self, name: str, *, request_id: str = "") -> job_pb2.Job:
+        """Starts to make a page that shows a pool; its artifacts are `pool.html` and `pool-summary.json`."""
+        request = pool_pb2.DescribePoolRequest(name=name, request_id=request_id or fresh_request_id())
+        return (await self._connection.call(self._connection.pools.DescribePool, request)).job
+
+    async def delete_pool(self, name: str) -> None:
+        """Removes a pool.
+
+        Raises:
+            InvalidPool: POOL_IN_USE while a job that has not ended uses it.
+        """
+        await self._connection.call(self._connection.pools.DeletePool, pool_pb2.DeletePoolRequest(name=name))
 
     async def watch(self, job_id: str, *, after_seq: int = 0) -> AsyncGenerator[compression_pb2.WatchJobResponse, None]:
         """Snapshots, durable events after `after_seq` without gaps or repeats, and ticks, to the job's end.
@@ -313,6 +351,19 @@ class AsyncClient:
 
     async def _revive(self) -> None:
         await asyncio.to_thread(private_server.ensure, self._data)
+
+    async def _upload_tars(self, sources: Sequence[Path | str], progress: TransferProgress | None) -> list[str]:
+        """Uploads what the server lacks of a pool's images; the tars' sha256 in order."""
+        digests = []
+        with tempfile.TemporaryDirectory(prefix="punnet-") as scratch:
+            tars = pool_tars(sources, Path(scratch))
+            while (tar := await asyncio.to_thread(next, tars, None)) is not None:
+                blob = await asyncio.to_thread(blob_of, tar)
+                await upload_missing(self._connection, [blob], progress)
+                digests.append(blob.sha256)
+                if tar.parent == Path(scratch):
+                    tar.unlink()  # a second copy of a large pool may not fit on the disk
+        return digests
 
     async def _upload(
         self,

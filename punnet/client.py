@@ -119,13 +119,40 @@ class Client:
         name: str,
         sources: Sequence[Path | str],
         *,
+        short_side: int | None = None,
+        quality: int | None = None,
         progress: TransferProgress | None = None,
         request_id: str = "",
     ) -> Job:
         """Packs and uploads unlabelled images and starts their ingest."""
-        return Job(
-            self, self._run(self._client.create_pool(name, sources, progress=progress, request_id=request_id)).id
+        started = self._client.create_pool(
+            name, sources, short_side=short_side, quality=quality, progress=progress, request_id=request_id
         )
+        return Job(self, self._run(started).id)
+
+    def append_pool(
+        self,
+        name: str,
+        sources: Sequence[Path | str],
+        *,
+        progress: TransferProgress | None = None,
+        request_id: str = "",
+    ) -> Job:
+        """Uploads more images and starts their ingest into new shards of a pool."""
+        started = self._client.append_pool(name, sources, progress=progress, request_id=request_id)
+        return Job(self, self._run(started).id)
+
+    def verify_pool(self, name: str, *, request_id: str = "") -> Job:
+        """Starts to read a whole pool again; the job fails with POOL_DAMAGED where a byte has changed."""
+        return Job(self, self._run(self._client.verify_pool(name, request_id=request_id)).id)
+
+    def describe_pool(self, name: str, *, request_id: str = "") -> Job:
+        """Starts to make a page that shows a pool; its artifacts are `pool.html` and `pool-summary.json`."""
+        return Job(self, self._run(self._client.describe_pool(name, request_id=request_id)).id)
+
+    def delete_pool(self, name: str) -> None:
+        """Removes a pool that no job uses."""
+        self._run(self._client.delete_pool(name))
 
     def watch(self, job_id: str, *, after_seq: int = 0) -> Iterator[compression_pb2.WatchJobResponse]:
         """Snapshots, durable events without gaps, and ticks, to the job's end."""

@@ -158,6 +158,8 @@ TABLE: Mapping[str, Row] = {
     "POOL_NOT_FOUND": Row(_NOT_FOUND, NotFound, 5),
     "POOL_EXISTS": Row(_EXISTS, InvalidPool, 5),
     "POOL_INVALID": Row(_ARGUMENT, InvalidPool, 5),
+    "POOL_IN_USE": Row(_PRECONDITION, InvalidPool, 5),
+    "POOL_DAMAGED": Row(grpc.StatusCode.DATA_LOSS, IntegrityError, 10),
     "POOL_TOO_POOR": Row(_PRECONDITION, InvalidPool, 5),
     "STUDENT_UNKNOWN": Row(_ARGUMENT, InvalidStudent, 6),
     "STUDENT_UNSUPPORTED": Row(_ARGUMENT, InvalidStudent, 6),

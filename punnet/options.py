@@ -120,7 +120,7 @@ def compress_request(pool: str, options: CompressOptions) -> compression_pb2.Com
         InvalidRequest: a keyword's value is not one of its names, or a 0 that would be read as left out.
     """
     return compression_pb2.CompressRequest(
-        request_id=options.get("request_id", "") or _request_id(),
+        request_id=options.get("request_id", "") or fresh_request_id(),
         pool=pool,
         student=_group(options_pb2.StudentOptions, options),
         preprocessing=_group(options_pb2.Preprocessing, options),
@@ -139,15 +139,42 @@ def inspect_request(options: InspectOptions) -> catalogue_pb2.InspectTeacherRequ
         InvalidRequest: as for `compress_request`.
     """
     return catalogue_pb2.InspectTeacherRequest(
-        request_id=options.get("request_id", "") or _request_id(),
+        request_id=options.get("request_id", "") or fresh_request_id(),
         preprocessing=_group(options_pb2.Preprocessing, options),
         seed=options.get("seed", 0),
     )
 
 
-def create_pool_request(name: str, tar_sha256: Sequence[str], request_id: str = "") -> pool_pb2.CreatePoolRequest:
+def create_pool_request(
+    name: str, tar_sha256: Sequence[str], request_id: str = "", *, shrink: pool_pb2.Shrink | None = None
+) -> pool_pb2.CreatePoolRequest:
     """The request of an ingest."""
-    return pool_pb2.CreatePoolRequest(request_id=request_id or _request_id(), name=name, tar_sha256=tar_sha256)
+    return pool_pb2.CreatePoolRequest(
+        request_id=request_id or fresh_request_id(), name=name, tar_sha256=tar_sha256, shrink=shrink
+    )
+
+
+def append_pool_request(name: str, tar_sha256: Sequence[str], request_id: str = "") -> pool_pb2.AppendPoolRequest:
+    """The request of an ingest into a pool."""
+    return pool_pb2.AppendPoolRequest(request_id=request_id or fresh_request_id(), name=name, tar_sha256=tar_sha256)
+
+
+def shrink_of(short_side: int | None, quality: int | None) -> pool_pb2.Shrink | None:
+    """How large images are stored smaller; None where they are not.
+
+    Raises:
+        InvalidRequest: a quality without a short side, or a 0 that would be read as left out.
+    """
+    if short_side is None and quality is None:
+        return None
+    if not short_side or quality == 0:
+        raise InvalidRequest(
+            f"Images can't be shrunk to a short side of {short_side} pixels with quality {quality}.",
+            code="REQUEST_INVALID",
+            remedy="Give a short side of 8 to 4096 pixels, and with it a quality of 1 to 100 or none.",
+            details={"short_side": str(short_side), "quality": str(quality)},
+        )
+    return pool_pb2.Shrink(short_side=short_side, quality=quality or 0)
 
 
 def names(keyword: str) -> list[str]:
@@ -188,6 +215,6 @@ def _number(keyword: str, name: str) -> int:
     return int(enum.Value(prefix + plain.upper()))
 
 
-def _request_id() -> str:
+def fresh_request_id() -> str:
     """An id of our own for a user who gave none: a call that is sent twice must not start two jobs."""
     return secrets.token_hex(16)

@@ -8,7 +8,6 @@ from typing import Any
 
 import grpc
 
-from punnet.errors import make_error
 from punnet.v1 import compression_pb2, compression_pb2_grpc, job_pb2
 from server import job_table
 from server.capabilities import capabilities
@@ -19,7 +18,7 @@ from server.job_spec import compression_spec
 from server.job_table import JobRow
 from server.jobs import JobEngine
 from server.page_token import parse_token, to_token
-from server.pool_table import pool_by_name
+from server.pool_table import version_for
 from server.request_check import check_compression, page_size
 from server.store import LOCAL_TENANT, Store
 from server.students import StudentCatalogue
@@ -109,23 +108,14 @@ class CompressionService(compression_pb2_grpc.CompressionServiceServicer):
 
     async def _accept(self, kind: str, request: compression_pb2.CompressRequest) -> job_pb2.Job:
         check_compression(request, pool_needed=kind != "validate")
-        sha256 = await self._pool_sha256(request.pool) if request.pool else None
+        sha256 = None
+        if request.pool:
+            sha256 = await self._store.read(version_for, LOCAL_TENANT, request.pool, request.request_id)
         await self._students.check(request.student.name)
         spec = compression_spec(request, sha256)
         await self._intake.prepare(LOCAL_TENANT, request, spec)
         job = await self._engine.submit(LOCAL_TENANT, kind, spec, request.request_id)
         return self._message(job)
-
-    async def _pool_sha256(self, name: str) -> str:
-        pool = await self._store.read(pool_by_name, LOCAL_TENANT, name)
-        if pool is None:
-            raise make_error(
-                "POOL_NOT_FOUND",
-                f"Field pool: there is no pool {name!r}.",
-                "`punnet pools` lists the pools.",
-                {"pool": name},
-            )
-        return pool.sha256
 
     def _message(self, job: JobRow) -> job_pb2.Job:
         return job_message(job, self._watch.tick((job.tenant, job.id)))

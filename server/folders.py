@@ -25,8 +25,9 @@ class DataFolder:
     def blobs(self, tenant: str) -> Path:
         return self.root / "blobs" / tenant
 
-    def pool(self, tenant: str, name: str) -> Path:
-        return self.root / "pools" / tenant / name
+    def pool(self, tenant: str, name: str, sha256: str) -> Path:
+        """One version of a pool."""
+        return self.root / "pools" / tenant / name / sha256
 
     def stage(self, tenant: str, key: str) -> Path:
         return self.root / "stages" / tenant / key

@@ -14,7 +14,15 @@ from server.job_table import Event, JobRow, StageRun
 from server.pool_table import PoolRow
 from server.runners.port import StageProgress
 
-WIRE_KIND = {"compress": "COMPRESS", "validate": "COMPRESS", "inspect": "INSPECT", "plan": "PLAN", "ingest": "INGEST"}
+WIRE_KIND = {
+    "compress": "COMPRESS",
+    "validate": "COMPRESS",
+    "inspect": "INSPECT",
+    "plan": "PLAN",
+    "ingest": "INGEST",
+    "verify_pool": "VERIFY_POOL",
+    "describe_pool": "DESCRIBE_POOL",
+}
 # An attempt that a restart lost, or a crash that is tried again, leaves its stage to be run.
 WIRE_STAGE_STATE = {"LOST": "PENDING", "CRASHED": "PENDING"}
 
@@ -100,6 +108,7 @@ def error_message(error: Mapping[str, Any]) -> job_pb2.JobError:
 
 def pool_message(pool: PoolRow) -> pool_pb2.Pool:
     """One pool."""
+    shrink = pool_pb2.Shrink(short_side=pool.short_side, quality=pool.quality) if pool.short_side else None
     return pool_pb2.Pool(
         name=pool.name,
         images=pool.images,
@@ -108,6 +117,9 @@ def pool_message(pool: PoolRow) -> pool_pb2.Pool:
         size=pool.size,
         sha256=pool.sha256,
         create_time=timestamp(pool.created),
+        duplicates=pool.duplicates,
+        near_duplicates=pool.near_duplicates,
+        shrink=shrink,
     )
 
 

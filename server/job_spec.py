@@ -41,6 +41,8 @@ WEIGHTS = {
     options_pb2.CLASS_WEIGHTS_KL: "kl",
 }
 
+SHRINK_QUALITY = 90
+
 Spec = dict[str, Any]
 
 
@@ -107,8 +109,26 @@ def inspection_spec(request: compression_pb2.CompressRequest | catalogue_pb2.Ins
 
 
 def ingest_spec(request: pool_pb2.CreatePoolRequest) -> Spec:
-    """What ingest reads."""
-    return {"name": request.name, "tars": [_file(sha256) for sha256 in request.tar_sha256]}
+    """What ingest reads to make a pool."""
+    spec = {"name": request.name, "tars": [_file(sha256) for sha256 in request.tar_sha256]}
+    if not request.HasField("shrink"):
+        return spec
+    quality = request.shrink.quality or SHRINK_QUALITY
+    return spec | {"shrink": {"short_side": request.shrink.short_side, "quality": quality}}
+
+
+def append_spec(request: pool_pb2.AppendPoolRequest, pool_sha256: str) -> Spec:
+    """What ingest reads to append to a pool."""
+    return {
+        "name": request.name,
+        "tars": [_file(sha256) for sha256 in request.tar_sha256],
+        "pool": {"name": request.name, "sha256": pool_sha256},
+    }
+
+
+def pool_spec(name: str, pool_sha256: str, **more: str) -> Spec:
+    """What a job that only looks at a pool reads."""
+    return {"pool": {"name": name, "sha256": pool_sha256}, **more}
 
 
 def digests_of(spec: Mapping[str, Any]) -> set[str]:
@@ -124,7 +144,8 @@ def located(spec: Mapping[str, Any], blobs: Path, pools: Path) -> Spec:
     placed = {name: _located(value, blobs.resolve()) for name, value in spec.items()}
     if "pool" in spec:
         pool = spec["pool"]
-        placed["pool"] = {"path": str((pools / pool["name"]).resolve()), "sha256": pool["sha256"]}
+        version = pools / pool["name"] / pool["sha256"]
+        placed["pool"] = {"path": str(version.resolve()), "sha256": pool["sha256"]}
     return placed
 
 

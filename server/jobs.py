@@ -26,7 +26,7 @@ from server.folders import DataFolder, remove_tree
 from server.job_spec import digests_of, located, readable_paths
 from server.job_table import FINAL, ArtifactRow, Event, JobRow, NewJob
 from server.processes import kill_marked, kill_orphan
-from server.removal import remove_unpinned_blobs, sweep_job_folders
+from server.removal import remove_unpinned_blobs, sweep_job_folders, sweep_pools
 from server.stage_execution import Finished, JobContext, StageExecution, StageFailed, StageStopped
 from server.store import Store
 from server.uninterrupted import all_ended, uninterrupted
@@ -80,6 +80,7 @@ class JobEngine:
         self._workers: list[asyncio.Task[None]] = []
         self._cancelling: set[tuple[str, str]] = set()  # claimed, and cancelled before its worker could note it
         self._pinning = asyncio.Lock()  # a blob is not removed while a job begins to need it
+        self._publishing = asyncio.Lock()  # a version of a pool is not swept while its folder gets its name
         self._submissions = 0
         self._stopping = False
 
@@ -94,6 +95,7 @@ class JobEngine:
             log.info("job recovered", extra={"job": job.id, "state": events[-1].body if events else None})
         active = await self._store.read(job_table.active_ids)
         await asyncio.to_thread(sweep_job_folders, self._data, active)
+        await self._sweep_pools()
         if killed:
             log.warning("orphans killed", extra={"pids": killed})
 
@@ -110,7 +112,7 @@ class JobEngine:
         """Accept a job, or return the one that the same request made before.
 
         Raises:
-            PunnetError: REQUEST_ID_REUSED, QUOTA, POOL_EXISTS, UNAVAILABLE.
+            PunnetError: REQUEST_ID_REUSED, QUOTA, UNAVAILABLE, POOL_EXISTS, POOL_IN_USE, POOL_NOT_FOUND.
         """
         if self._stopping:
             raise make_error("UNAVAILABLE", "The server goes down.", "Send the request again in a moment.")
@@ -181,6 +183,27 @@ class JobEngine:
             await asyncio.to_thread(remove_tree, self._data.job(tenant, job_id))
             await asyncio.to_thread(remove_unpinned_blobs, self._blobs, tenant, digests_of(spec))
 
+    async def delete_pool(self, tenant: str, name: str) -> None:
+        """Remove a pool.
+
+        Raises:
+            PunnetError: POOL_NOT_FOUND, POOL_IN_USE.
+        """
+        await self._store.write(pool_table.delete_pool, tenant, name)
+        await uninterrupted(self._sweep_pools())
+
+    async def _sweep_pools(self) -> None:
+        """Remove folders of pools that were deleted, and earlier versions of pools that no job reads any more."""
+        async with self._publishing:
+            needed = await self._store.read(pool_table.versions_needed)
+            try:
+                swept = await asyncio.to_thread(sweep_pools, self._data, needed)
+            except OSError:  # the next sweep tries again
+                log.exception("a pool's folder can't be removed")
+                return
+        if swept:
+            log.info("pools swept", extra={"folders": [self._data.relative(folder) for folder in swept]})
+
     async def shutdown(self) -> None:
         """End the running stages; their jobs go on after the next start."""
         self._stopping = True
@@ -241,6 +264,8 @@ class JobEngine:
             await asyncio.to_thread(remove_tree, self._data.job(job.tenant, job.id))
         except OSError:  # the next start sweeps it
             log.exception("a job's folder can't be removed", extra={"job": job.id})
+        if "pool" in job.spec:  # it may have been the last to read an earlier version
+            await self._sweep_pools()
         await self._watch.publish((job.tenant, job.id), events)
         log.info("job ended", extra={"job": job.id, "state": state, "code": error["code"] if error else None})
 
@@ -276,7 +301,8 @@ class JobEngine:
         if finished is None:
             raise RuntimeError(f"job kind {job.kind} has no stages")
         if job.kind == "ingest":
-            return await publishing.publish_pool(self._store, self._data, job, finished)
+            async with self._publishing:
+                return await publishing.publish_pool(self._store, self._data, job, finished)
         return publishing.artifacts_of(self._data, finished)
 
 
@@ -303,9 +329,7 @@ def _accept(db: sqlite3.Connection, new: NewJob, limit: int) -> tuple[JobRow, li
             text = f"Field request_id: {new.request_id!r} was sent before with another request."
             raise make_error("REQUEST_ID_REUSED", text, "Choose a new request_id.", {"job": earlier.id})
         return earlier, []
-    if new.kind == "ingest" and pool_table.name_taken(db, new.tenant, new.spec["name"]):
-        name = new.spec["name"]
-        raise make_error("POOL_EXISTS", f"There is already a pool {name!r}.", "Choose another name.", {"pool": name})
+    pool_table.check_pool(db, new.tenant, new.kind, new.spec)
     queued = job_table.count_in_state(db, new.tenant, ("QUEUED",))
     if queued >= limit:
         text = f"{queued} jobs wait; the limit is {limit}."

@@ -1,16 +1,23 @@
-"""Pools in the database. Each function runs inside one transaction."""
+"""Pools in the database. Each function runs inside one transaction.
+
+A pool has one ready version: the folder named by the sha256 of its `pool.json`. Appending makes the next version,
+which takes the place of the one before when its folder stands.
+"""
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
+from punnet.errors import make_error
 from server.job_table import ACTIVE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolRow:
-    """One pool; `ready` once its folder stands under its name."""
+    """One version of a pool; `ready` once its folder stands under its name."""
 
     tenant: str
     name: str
@@ -18,16 +25,18 @@ class PoolRow:
     ready: bool
     images: int
     bad_images: int
+    duplicates: int
+    near_duplicates: int
     shards: int
     size: int
+    short_side: int  # 0 where images are stored as they came, like `quality`
+    quality: int
     sha256: str
     created: int
 
 
 def put_pool(db: sqlite3.Connection, pool: PoolRow) -> None:
-    """Write a pool that its job has made; raises KeyError where the name is a finished pool's."""
-    if pool_by_name(db, pool.tenant, pool.name):
-        raise KeyError(f"there is already a pool {pool.name}")
+    """Note a version that its job has made and whose folder is about to get its name."""
     values = asdict(pool) | {"ready": int(pool.ready)}
     db.execute(
         f"INSERT OR REPLACE INTO pool ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})",
@@ -35,25 +44,92 @@ def put_pool(db: sqlite3.Connection, pool: PoolRow) -> None:
     )
 
 
-def mark_ready(db: sqlite3.Connection, tenant: str, name: str) -> None:
-    """The pool's folder stands under its name."""
-    db.execute("UPDATE pool SET ready=1 WHERE tenant=? AND name=?", (tenant, name))
+def mark_ready(db: sqlite3.Connection, pool: PoolRow) -> None:
+    """The version's folder stands: it takes the place of every other version of the name."""
+    where = (pool.tenant, pool.name, pool.sha256)
+    db.execute("UPDATE pool SET ready=1 WHERE tenant=? AND name=? AND sha256=?", where)
+    db.execute("DELETE FROM pool WHERE tenant=? AND name=? AND sha256<>?", where)
 
 
-def pool_by_name(db: sqlite3.Connection, tenant: str, name: str, *, ready_only: bool = True) -> PoolRow | None:
-    """The pool of that name."""
-    row = db.execute("SELECT * FROM pool WHERE tenant=? AND name=?", (tenant, name)).fetchone()
-    return _pool(row) if row and (row["ready"] or not ready_only) else None
+def pool_by_name(db: sqlite3.Connection, tenant: str, name: str) -> PoolRow | None:
+    """The ready version of a pool."""
+    row = db.execute("SELECT * FROM pool WHERE tenant=? AND name=? AND ready=1", (tenant, name)).fetchone()
+    return _pool(row) if row else None
 
 
-def name_taken(db: sqlite3.Connection, tenant: str, name: str) -> bool:
-    """Whether a pool has the name, or a job that has not ended makes one."""
-    marks = ",".join("?" * len(ACTIVE))
-    making = db.execute(
-        f"SELECT 1 FROM job WHERE tenant=? AND kind='ingest' AND json_extract(spec, '$.name')=? AND state IN ({marks})",
-        (tenant, name, *ACTIVE),
+def version_for(db: sqlite3.Connection, tenant: str, name: str, request_id: str) -> str:
+    """The sha256 of the version that an earlier call of the same request named, else of the ready one.
+
+    Raises:
+        PunnetError: POOL_NOT_FOUND.
+    """
+    row = db.execute(
+        "SELECT json_extract(spec, '$.pool.sha256') AS sha256 FROM job"
+        " WHERE tenant=? AND request_id=? AND json_extract(spec, '$.pool.name')=?",
+        (tenant, request_id or None, name),
     ).fetchone()
-    return making is not None or pool_by_name(db, tenant, name) is not None
+    if row:
+        return str(row["sha256"])
+    pool = pool_by_name(db, tenant, name)
+    if pool is None:
+        raise pool_not_found("pool", name)
+    return pool.sha256
+
+
+def pool_of_job(db: sqlite3.Connection, tenant: str, job_id: str) -> PoolRow | None:
+    """The version that an ingest has noted, ready or not."""
+    row = db.execute("SELECT * FROM pool WHERE tenant=? AND job_id=?", (tenant, job_id)).fetchone()
+    return _pool(row) if row else None
+
+
+def job_using(db: sqlite3.Connection, tenant: str, name: str, kind: str = "") -> str | None:
+    """A job that has not ended and makes, appends to or reads the pool; of one kind where that is given."""
+    marks = ",".join("?" * len(ACTIVE))
+    row = db.execute(
+        f"SELECT id FROM job WHERE tenant=? AND state IN ({marks}) AND (?='' OR kind=?)"
+        " AND (json_extract(spec, '$.pool.name')=? OR (kind='ingest' AND json_extract(spec, '$.name')=?))"
+        " ORDER BY created LIMIT 1",
+        (tenant, *ACTIVE, kind, kind, name, name),
+    ).fetchone()
+    return str(row["id"]) if row else None
+
+
+def check_pool(db: sqlite3.Connection, tenant: str, kind: str, spec: Mapping[str, Any]) -> None:
+    """Whether a new job may use or make the pool that its spec names.
+
+    Raises:
+        PunnetError: POOL_EXISTS, POOL_IN_USE, POOL_NOT_FOUND; UNAVAILABLE where the pool has just been appended to.
+    """
+    used = spec.get("pool")
+    if kind == "ingest":
+        name = spec["name"]
+        making = job_using(db, tenant, name, kind)
+        if used is not None and making is not None:
+            raise pool_in_use(name, making)
+        if used is None and (making is not None or pool_by_name(db, tenant, name) is not None):
+            remedy = "Choose another name, or `punnet pool append` to it."
+            raise make_error("POOL_EXISTS", f"There is already a pool {name!r}.", remedy, {"pool": name})
+    if used is not None:
+        pool = pool_by_name(db, tenant, used["name"])
+        if pool is None:
+            raise pool_not_found("pool", used["name"])
+        if pool.sha256 != used["sha256"]:
+            text = f"The pool {used['name']!r} has been appended to in this moment."
+            raise make_error("UNAVAILABLE", text, "Send the request again.")
+
+
+def delete_pool(db: sqlite3.Connection, tenant: str, name: str) -> None:
+    """Remove a pool's rows; its folder is the caller's.
+
+    Raises:
+        PunnetError: POOL_NOT_FOUND; POOL_IN_USE where a job that has not ended uses it.
+    """
+    if pool_by_name(db, tenant, name) is None:
+        raise pool_not_found("name", name)
+    job_id = job_using(db, tenant, name)
+    if job_id is not None:
+        raise pool_in_use(name, job_id)
+    db.execute("DELETE FROM pool WHERE tenant=? AND name=?", (tenant, name))
 
 
 def pools_after(db: sqlite3.Connection, tenant: str, name: str, limit: int) -> list[PoolRow]:
@@ -62,6 +138,31 @@ def pools_after(db: sqlite3.Connection, tenant: str, name: str, limit: int) -> l
         "SELECT * FROM pool WHERE tenant=? AND ready=1 AND name>? ORDER BY name LIMIT ?", (tenant, name, limit)
     )
     return [_pool(row) for row in rows]
+
+
+def versions_needed(db: sqlite3.Connection) -> set[tuple[str, str, str]]:
+    """Tenant, name and sha256 of every version that is a pool's, or that a job which has not ended reads."""
+    marks = ",".join("?" * len(ACTIVE))
+    of_jobs = db.execute(
+        "SELECT tenant, json_extract(spec, '$.pool.name') AS name, json_extract(spec, '$.pool.sha256') AS sha256"
+        f" FROM job WHERE state IN ({marks}) AND json_extract(spec, '$.pool.name') IS NOT NULL",
+        ACTIVE,
+    ).fetchall()
+    rows = [*db.execute("SELECT tenant, name, sha256 FROM pool").fetchall(), *of_jobs]
+    return {(row["tenant"], row["name"], row["sha256"]) for row in rows}
+
+
+def pool_not_found(field: str, name: str) -> Exception:
+    """The error of a name that no pool has."""
+    text = f"Field {field}: there is no pool {name[:64]!r}."
+    return make_error("POOL_NOT_FOUND", text, "`punnet pool list` lists the pools.", {"pool": name[:64]})
+
+
+def pool_in_use(name: str, job_id: str) -> Exception:
+    """The error of a pool that a job which has not ended uses."""
+    text = f"The job {job_id} uses the pool {name!r} and has not ended."
+    remedy = f"Wait for it (punnet watch {job_id}) or cancel it (punnet cancel {job_id})."
+    return make_error("POOL_IN_USE", text, remedy, {"pool": name, "job": job_id})
 
 
 def _pool(row: sqlite3.Row) -> PoolRow:

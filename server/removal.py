@@ -25,3 +25,14 @@ def sweep_job_folders(data: DataFolder, active: set[tuple[str, str]]) -> list[Pa
     for folder in swept:
         remove_tree(folder)
     return swept
+
+
+def sweep_pools(data: DataFolder, needed: set[tuple[str, str, str]]) -> list[Path]:
+    """Remove versions of pools, given by (tenant, name, sha256), that no pool is and no job reads. Returns them."""
+    versions = (data.root / "pools").glob("*/*/*")
+    swept = [v for v in versions if (v.parent.parent.name, v.parent.name, v.name) not in needed]
+    for version in swept:
+        remove_tree(version)
+        with contextlib.suppress(OSError):  # another version stands beside it
+            version.parent.rmdir()
+    return swept

@@ -28,6 +28,7 @@ LOCATION_CHARACTERS = 512
 IMAGES = 110_000
 INLINE_IMAGES = 1000  # each becomes a file
 TARS = 10_000
+SHORT_SIDES = (8, 4096)
 CHANNELS = (1, 3)
 LEAST_CLASSES = 2
 BATCH_LIMIT = 4096
@@ -58,14 +59,33 @@ def check_inspection(request: compression_pb2.CompressRequest | catalogue_pb2.In
         raise violation("seed", f"0 to {SEED_LIMIT}", request.seed)
 
 
-def check_ingest(request: pool_pb2.CreatePoolRequest) -> None:
+def check_ingest(request: pool_pb2.CreatePoolRequest | pool_pb2.AppendPoolRequest) -> None:
     """Raises PunnetError for the first field that is out of range."""
-    check_request_id(request.request_id)
-    check_pool_name("name", request.name)
+    check_pool_job(request)
     if not 1 <= len(request.tar_sha256) <= TARS:
         raise violation("tar_sha256", f"1 to {TARS} digests", len(request.tar_sha256))
     for sha256 in request.tar_sha256:
         check_digest("tar_sha256", sha256)
+
+
+def check_shrink(request: pool_pb2.CreatePoolRequest) -> None:
+    """Raises PunnetError where images are to be stored smaller in a way that is out of range."""
+    if request.HasField("shrink"):
+        low, high = SHORT_SIDES
+        if not low <= request.shrink.short_side <= high:
+            raise violation("shrink.short_side", f"{low} to {high} pixels", request.shrink.short_side)
+        _whole("shrink.quality", request.shrink.quality, 1, 100)
+
+
+def check_pool_job(
+    request: pool_pb2.CreatePoolRequest
+    | pool_pb2.AppendPoolRequest
+    | pool_pb2.VerifyPoolRequest
+    | pool_pb2.DescribePoolRequest,
+) -> None:
+    """Raises PunnetError for a request id or a pool's name that is out of range."""
+    check_request_id(request.request_id)
+    check_pool_name("name", request.name)
 
 
 def check_request_id(request_id: str) -> None:

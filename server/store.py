@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_MILLISECONDS = 5000
 LOCAL_TENANT = "local"  # a private server has one
 
@@ -81,11 +81,15 @@ CREATE TABLE pool (
     ready INTEGER NOT NULL,
     images INTEGER NOT NULL,
     bad_images INTEGER NOT NULL,
+    duplicates INTEGER NOT NULL,
+    near_duplicates INTEGER NOT NULL,
     shards INTEGER NOT NULL,
     size INTEGER NOT NULL,
+    short_side INTEGER NOT NULL,
+    quality INTEGER NOT NULL,
     sha256 TEXT NOT NULL,
     created INTEGER NOT NULL,
-    PRIMARY KEY (tenant, name)
+    PRIMARY KEY (tenant, name, sha256)
 ) STRICT;
 """
 

@@ -36,6 +36,10 @@ class _JobKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobKind.Value
     """An estimate of what a compression would take."""
     JOB_KIND_INGEST: _JobKind.ValueType  # 4
     """Images to pool shards."""
+    JOB_KIND_VERIFY_POOL: _JobKind.ValueType  # 5
+    """A pool read again, byte by byte."""
+    JOB_KIND_DESCRIBE_POOL: _JobKind.ValueType  # 6
+    """A page that shows a pool."""
 
 class JobKind(_JobKind, metaclass=_JobKindEnumTypeWrapper):
     """What a job does."""
@@ -50,6 +54,10 @@ JOB_KIND_PLAN: JobKind.ValueType  # 3
 """An estimate of what a compression would take."""
 JOB_KIND_INGEST: JobKind.ValueType  # 4
 """Images to pool shards."""
+JOB_KIND_VERIFY_POOL: JobKind.ValueType  # 5
+"""A pool read again, byte by byte."""
+JOB_KIND_DESCRIBE_POOL: JobKind.ValueType  # 6
+"""A page that shows a pool."""
 Global___JobKind: _TypeAlias = JobKind  # noqa: Y015
 
 class _JobState:

@@ -50,6 +50,26 @@ class PoolServiceStub(object):
                 request_serializer=punnet_dot_v1_dot_pool__pb2.ListPoolsRequest.SerializeToString,
                 response_deserializer=punnet_dot_v1_dot_pool__pb2.ListPoolsResponse.FromString,
                 _registered_method=True)
+        self.AppendPool = channel.unary_unary(
+                '/punnet.v1.PoolService/AppendPool',
+                request_serializer=punnet_dot_v1_dot_pool__pb2.AppendPoolRequest.SerializeToString,
+                response_deserializer=punnet_dot_v1_dot_pool__pb2.AppendPoolResponse.FromString,
+                _registered_method=True)
+        self.VerifyPool = channel.unary_unary(
+                '/punnet.v1.PoolService/VerifyPool',
+                request_serializer=punnet_dot_v1_dot_pool__pb2.VerifyPoolRequest.SerializeToString,
+                response_deserializer=punnet_dot_v1_dot_pool__pb2.VerifyPoolResponse.FromString,
+                _registered_method=True)
+        self.DescribePool = channel.unary_unary(
+                '/punnet.v1.PoolService/DescribePool',
+                request_serializer=punnet_dot_v1_dot_pool__pb2.DescribePoolRequest.SerializeToString,
+                response_deserializer=punnet_dot_v1_dot_pool__pb2.DescribePoolResponse.FromString,
+                _registered_method=True)
+        self.DeletePool = channel.unary_unary(
+                '/punnet.v1.PoolService/DeletePool',
+                request_serializer=punnet_dot_v1_dot_pool__pb2.DeletePoolRequest.SerializeToString,
+                response_deserializer=punnet_dot_v1_dot_pool__pb2.DeletePoolResponse.FromString,
+                _registered_method=True)
 
 
 class PoolServiceServicer(object):
@@ -77,6 +97,34 @@ class PoolServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AppendPool(self, request, context):
+        """Adds uploaded tars to a pool as new shards, as a job. Jobs that run already keep the pool as it was.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyPool(self, request, context):
+        """Reads a whole pool again, as a job. It fails with POOL_DAMAGED where a byte has changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DescribePool(self, request, context):
+        """Makes a page that shows a pool, as a job; its artifacts are `pool.html` and `pool-summary.json`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeletePool(self, request, context):
+        """Removes a pool; POOL_IN_USE while a job that has not ended uses it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PoolServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +142,26 @@ def add_PoolServiceServicer_to_server(servicer, server):
                     servicer.ListPools,
                     request_deserializer=punnet_dot_v1_dot_pool__pb2.ListPoolsRequest.FromString,
                     response_serializer=punnet_dot_v1_dot_pool__pb2.ListPoolsResponse.SerializeToString,
+            ),
+            'AppendPool': grpc.unary_unary_rpc_method_handler(
+                    servicer.AppendPool,
+                    request_deserializer=punnet_dot_v1_dot_pool__pb2.AppendPoolRequest.FromString,
+                    response_serializer=punnet_dot_v1_dot_pool__pb2.AppendPoolResponse.SerializeToString,
+            ),
+            'VerifyPool': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyPool,
+                    request_deserializer=punnet_dot_v1_dot_pool__pb2.VerifyPoolRequest.FromString,
+                    response_serializer=punnet_dot_v1_dot_pool__pb2.VerifyPoolResponse.SerializeToString,
+            ),
+            'DescribePool': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribePool,
+                    request_deserializer=punnet_dot_v1_dot_pool__pb2.DescribePoolRequest.FromString,
+                    response_serializer=punnet_dot_v1_dot_pool__pb2.DescribePoolResponse.SerializeToString,
+            ),
+            'DeletePool': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeletePool,
+                    request_deserializer=punnet_dot_v1_dot_pool__pb2.DeletePoolRequest.FromString,
+                    response_serializer=punnet_dot_v1_dot_pool__pb2.DeletePoolResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +246,114 @@ class PoolService(object):
             '/punnet.v1.PoolService/ListPools',
             punnet_dot_v1_dot_pool__pb2.ListPoolsRequest.SerializeToString,
             punnet_dot_v1_dot_pool__pb2.ListPoolsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AppendPool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/punnet.v1.PoolService/AppendPool',
+            punnet_dot_v1_dot_pool__pb2.AppendPoolRequest.SerializeToString,
+            punnet_dot_v1_dot_pool__pb2.AppendPoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyPool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/punnet.v1.PoolService/VerifyPool',
+            punnet_dot_v1_dot_pool__pb2.VerifyPoolRequest.SerializeToString,
+            punnet_dot_v1_dot_pool__pb2.VerifyPoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribePool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/punnet.v1.PoolService/DescribePool',
+            punnet_dot_v1_dot_pool__pb2.DescribePoolRequest.SerializeToString,
+            punnet_dot_v1_dot_pool__pb2.DescribePoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeletePool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/punnet.v1.PoolService/DeletePool',
+            punnet_dot_v1_dot_pool__pb2.DeletePoolRequest.SerializeToString,
+            punnet_dot_v1_dot_pool__pb2.DeletePoolResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,14 @@ class PoolServiceStub:
     """One pool."""
     ListPools: _grpc.UnaryUnaryMultiCallable[_pool_pb2.ListPoolsRequest, _pool_pb2.ListPoolsResponse]
     """Every pool, by name."""
+    AppendPool: _grpc.UnaryUnaryMultiCallable[_pool_pb2.AppendPoolRequest, _pool_pb2.AppendPoolResponse]
+    """Adds uploaded tars to a pool as new shards, as a job. Jobs that run already keep the pool as it was."""
+    VerifyPool: _grpc.UnaryUnaryMultiCallable[_pool_pb2.VerifyPoolRequest, _pool_pb2.VerifyPoolResponse]
+    """Reads a whole pool again, as a job. It fails with POOL_DAMAGED where a byte has changed."""
+    DescribePool: _grpc.UnaryUnaryMultiCallable[_pool_pb2.DescribePoolRequest, _pool_pb2.DescribePoolResponse]
+    """Makes a page that shows a pool, as a job; its artifacts are `pool.html` and `pool-summary.json`."""
+    DeletePool: _grpc.UnaryUnaryMultiCallable[_pool_pb2.DeletePoolRequest, _pool_pb2.DeletePoolResponse]
+    """Removes a pool; POOL_IN_USE while a job that has not ended uses it."""
 
 @_typing.type_check_only
 class PoolServiceAsyncStub(PoolServiceStub):
@@ -51,6 +59,14 @@ class PoolServiceAsyncStub(PoolServiceStub):
     """One pool."""
     ListPools: _aio.UnaryUnaryMultiCallable[_pool_pb2.ListPoolsRequest, _pool_pb2.ListPoolsResponse]  # type: ignore[assignment]
     """Every pool, by name."""
+    AppendPool: _aio.UnaryUnaryMultiCallable[_pool_pb2.AppendPoolRequest, _pool_pb2.AppendPoolResponse]  # type: ignore[assignment]
+    """Adds uploaded tars to a pool as new shards, as a job. Jobs that run already keep the pool as it was."""
+    VerifyPool: _aio.UnaryUnaryMultiCallable[_pool_pb2.VerifyPoolRequest, _pool_pb2.VerifyPoolResponse]  # type: ignore[assignment]
+    """Reads a whole pool again, as a job. It fails with POOL_DAMAGED where a byte has changed."""
+    DescribePool: _aio.UnaryUnaryMultiCallable[_pool_pb2.DescribePoolRequest, _pool_pb2.DescribePoolResponse]  # type: ignore[assignment]
+    """Makes a page that shows a pool, as a job; its artifacts are `pool.html` and `pool-summary.json`."""
+    DeletePool: _aio.UnaryUnaryMultiCallable[_pool_pb2.DeletePoolRequest, _pool_pb2.DeletePoolResponse]  # type: ignore[assignment]
+    """Removes a pool; POOL_IN_USE while a job that has not ended uses it."""
 
 class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
     """Unlabelled images that selection picks from."""
@@ -78,5 +94,37 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_pool_pb2.ListPoolsResponse, _abc.Awaitable[_pool_pb2.ListPoolsResponse]]:
         """Every pool, by name."""
+
+    @_abc_1.abstractmethod
+    def AppendPool(
+        self,
+        request: _pool_pb2.AppendPoolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pool_pb2.AppendPoolResponse, _abc.Awaitable[_pool_pb2.AppendPoolResponse]]:
+        """Adds uploaded tars to a pool as new shards, as a job. Jobs that run already keep the pool as it was."""
+
+    @_abc_1.abstractmethod
+    def VerifyPool(
+        self,
+        request: _pool_pb2.VerifyPoolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pool_pb2.VerifyPoolResponse, _abc.Awaitable[_pool_pb2.VerifyPoolResponse]]:
+        """Reads a whole pool again, as a job. It fails with POOL_DAMAGED where a byte has changed."""
+
+    @_abc_1.abstractmethod
+    def DescribePool(
+        self,
+        request: _pool_pb2.DescribePoolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pool_pb2.DescribePoolResponse, _abc.Awaitable[_pool_pb2.DescribePoolResponse]]:
+        """Makes a page that shows a pool, as a job; its artifacts are `pool.html` and `pool-summary.json`."""
+
+    @_abc_1.abstractmethod
+    def DeletePool(
+        self,
+        request: _pool_pb2.DeletePoolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pool_pb2.DeletePoolResponse, _abc.Awaitable[_pool_pb2.DeletePoolResponse]]:
+        """Removes a pool; POOL_IN_USE while a job that has not ended uses it."""
 
 def add_PoolServiceServicer_to_server(servicer: PoolServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import pytest
 
+from pu_engine.pool_types import Pool
 from pu_engine.results import file_sha256, load, read_manifest
-from pu_engine.types import Pool
 
 
 class SmallJob(Protocol):

@@ -59,6 +59,29 @@ def test_pools_are_listed_and_shown(shared_server: RunningServer, pool: str) -> 
     assert "40" in shown.stdout
 
 
+def test_pool_is_appended_to_shown_verified_and_deleted(shared_server: RunningServer, folder: Path) -> None:
+    first, second = folder / "first.tar", folder / "second.tar"
+    first.write_bytes(image_tar(6))
+    second.write_bytes(image_tar(9))
+    document(punnet(shared_server, "pool", "create", "verbs", first, "--short-side", "16", "--json"))
+    appended = document(punnet(shared_server, "pool", "append", "verbs", second, "--json"))
+    assert (appended["images"], appended["shards"], appended["duplicates"]) == (15, 2, 6)
+    assert appended["shrink"] == {"short_side": 16, "quality": 90}
+    shown = document(punnet(shared_server, "pool", "info", "verbs", "--html", folder / "p" / "pool.html", "--json"))
+    assert shown["short_side_pixels"] == [{"least": 16, "below": 32, "count": 15}]
+    assert (folder / "p" / "pool.html").read_text().count("<img") == 15
+    assert document(punnet(shared_server, "pool", "verify", "verbs", "--json"))["verified"] is True
+    shard = shared_server.data / "pools" / "local" / "verbs" / appended["sha256"] / "shard-00001.tar"
+    data = bytearray(shard.read_bytes())
+    data[700] ^= 1
+    shard.write_bytes(data)
+    damaged = document(punnet(shared_server, "pool", "verify", "verbs", "--json"), 10)
+    assert damaged["error"]["code"] == "POOL_DAMAGED"
+    assert "shard-00001.tar" in damaged["error"]["message"]
+    assert document(punnet(shared_server, "pool", "delete", "verbs", "--json")) == {"name": "verbs"}
+    assert document(punnet(shared_server, "pool", "info", "verbs", "--json"), 5)["error"]["code"] == "POOL_NOT_FOUND"
+
+
 def test_inspect_prints_the_artifact_as_it_is(shared_server: RunningServer, small_job: SmallJob, folder: Path) -> None:
     found = document(
         punnet(shared_server, "inspect", small_job.teacher, "--images", small_job.images, "--seed", "41", "--json")

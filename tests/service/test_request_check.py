@@ -174,7 +174,7 @@ def test_stage_reads_the_jobs_blobs_as_one_folder(folder: object) -> None:
     blobs, pools = Path(str(folder)) / "job", Path(str(folder)) / "pools"
     spec = located(compression_spec(request(), "c" * 64), blobs, pools)
     assert spec["teacher"] == {"path": str(blobs.resolve() / SHA256), "sha256": SHA256}
-    assert readable_paths(spec, blobs) == sorted([blobs.resolve(), (pools / "web").resolve()])
+    assert readable_paths(spec, blobs) == sorted([blobs.resolve(), (pools / "web" / ("c" * 64)).resolve()])
 
 
 @pytest.mark.parametrize("name", ["", "-a", "a-", "A", "a" * 64, "a/b", ".."])

@@ -13,9 +13,10 @@ import pytest
 
 from pu_engine.fact_types import Latency, ParserCheck, TeacherFacts
 from pu_engine.jsonform import to_json
+from pu_engine.pool_types import IngestInputs
 from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest, file_sha256
-from pu_engine.types import File, Folder, IngestInputs, LabelledEntry, Preprocessing, Tap, Teacher
+from pu_engine.types import File, Folder, LabelledEntry, Preprocessing, Tap, Teacher
 
 TEACHER_SIDE = 8
 TEACHER_CLASSES = 3

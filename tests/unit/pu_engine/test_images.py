@@ -189,3 +189,52 @@ def test_fit_decides_what_is_seen_of_an_image_of_another_shape() -> None:
     assert (cropped[:, :7].max(), cropped[:, 9:].min()) == (0, 255)
     narrow = images.decode_resized(encoded(Image.fromarray(image[:, 32:]), "PNG"), 16, 16, 1, "crop")
     assert narrow[:, 5:].min() == 255
+
+
+def photograph(side: int = 256) -> NDArray[np.uint8]:
+    """Large shapes, edges and fine noise, so that every frequency of a block is there."""
+    generator = np.random.default_rng(3)
+    layers = [images.resize(generator.integers(0, 256, (n, n, 3), np.uint8), side, side) / n for n in (4, 16, 64)]
+    smooth = np.sum(layers, axis=0)
+    scaled: NDArray[np.uint8] = (255 * (smooth - smooth.min()) / np.ptp(smooth)).astype(np.uint8)
+    scaled[side // 4 : side // 2, side // 4 :] //= 2
+    return scaled
+
+
+@pytest.mark.parametrize("target", [(16, 16), (42, 42), (10, 40)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_scaled_decoding_stays_near_to_full_decoding(target: tuple[int, int], channels: int) -> None:
+    data = simplejpeg.encode_jpeg(photograph(), quality=90)
+    full = images.resize(images.decode(data, channels), *target).astype(int)
+    difference = np.abs(full - images.decode_resized(data, *target, channels))
+    assert difference.any(), "it was not decoded at a fraction of its size"
+    assert difference.mean() < 2
+    assert difference.max() <= 24
+
+
+@pytest.mark.parametrize("target", [(16, 16), (12, 36)])
+def test_scaled_decoding_of_a_cropped_view_stays_near(target: tuple[int, int]) -> None:
+    data = simplejpeg.encode_jpeg(photograph(), quality=90)
+    full = images.resize(images.crop_centre(images.decode(data, 3), *target), *target).astype(int)
+    difference = np.abs(full - images.decode_resized(data, *target, 3, "crop"))
+    assert difference.mean() < 3
+    assert difference.max() <= 40
+
+
+@pytest.mark.parametrize("target", [(43, 43), (64, 64), (255, 10), (300, 300)])
+def test_jpeg_that_is_not_much_larger_is_decoded_in_full(target: tuple[int, int]) -> None:
+    data = simplejpeg.encode_jpeg(photograph(), quality=90)
+    full = images.resize(images.decode(data, 3), *target)
+    np.testing.assert_array_equal(images.decode_resized(data, *target, 3), full)
+
+
+def test_scaled_decoding_of_a_rotated_image_swaps_the_sides() -> None:
+    picture = photograph()[:, :128]
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture).save(buffer, "JPEG", quality=95, exif=exif)
+    shown = images.decode_resized(buffer.getvalue(), 20, 40, 3)
+    expected = images.resize(np.ascontiguousarray(np.rot90(picture, -1)), 20, 40).astype(int)
+    assert shown.shape == (20, 40, 3)
+    assert np.abs(shown - expected).mean() < 3

@@ -19,13 +19,13 @@ from pu_engine import ingest, plan, plan_samples
 from pu_engine.errors import EngineError
 from pu_engine.jsonform import from_json, to_json
 from pu_engine.pool import open_pool, pool_folder
+from pu_engine.pool_types import IngestInputs
 from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest, file_sha256
 from pu_engine.types import (
     DistillationOptions,
     File,
     Folder,
-    IngestInputs,
     LabelledFile,
     LabelledImages,
     Plan,

@@ -68,16 +68,16 @@ def test_another_pool_json_is_refused(folder: Folder) -> None:
     assert "pool.json" in refused(Folder(path=folder.path, sha256="0" * 64))
 
 
-@pytest.mark.parametrize("name", ["pool.json", "index.arrow", "shard-00001.tar"])
+@pytest.mark.parametrize("name", ["pool.json", "shard-00001.arrow", "shard-00001.tar"])
 def test_missing_file_is_named(folder: Folder, name: str) -> None:
     (Path(folder.path) / name).unlink()
     assert name in refused(folder)
 
 
 def test_changed_index_is_refused(folder: Folder) -> None:
-    path = Path(folder.path) / "index.arrow"
+    path = Path(folder.path) / "shard-00000.arrow"
     path.write_bytes(path.read_bytes() + b"\0")
-    assert "index.arrow" in refused(folder)
+    assert "shard-00000.arrow" in refused(folder)
 
 
 def test_changed_image_is_named(folder: Folder, make_jpeg: MakeJpeg) -> None:

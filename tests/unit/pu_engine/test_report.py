@@ -22,13 +22,14 @@ from pu_engine import ingest, report, report_data, report_page
 from pu_engine.fact_types import Latency
 from pu_engine.jsonform import to_json
 from pu_engine.pool import pool_folder
+from pu_engine.pool_types import IngestInputs
 from pu_engine.progress import SilentProgress
-from pu_engine.report_samples import SelectionRows, class_rows, shown_classes, thumbnail
+from pu_engine.report_samples import SelectionRows, class_rows, shown_classes
 from pu_engine.results import build_manifest, file_sha256
+from pu_engine.thumbnails import thumbnail
 from pu_engine.types import (
     File,
     Folder,
-    IngestInputs,
     LabelledImages,
     Preprocessing,
     ReportInputs,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from pu_engine.pool_types import Shard
 from pu_engine.results import build_manifest, file_sha256, files_below, write_atomic
-from pu_engine.types import Shard, Variant
+from pu_engine.types import Variant
 
-RESULT = Shard(name="s", sha256="00", size=1, entries=1)
+RESULT = Shard(name="s", sha256="00", size=1, entries=1, index_sha256="01")
 
 
 def test_the_digest_ignores_timings_and_machine_made_files(tmp_path: Path) -> None:

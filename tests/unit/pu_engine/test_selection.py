@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from pu_engine.errors import EngineError
 from pu_engine.jsonform import to_json
-from pu_engine.pool import GOOD, INDEX, INDEX_SCHEMA, POOL, pool_folder
+from pu_engine.pool import POOL, pool_folder
+from pu_engine.pool_index import GOOD, index_name, write_index
 from pu_engine.pool_order import gate_is_open, junk_mask
+from pu_engine.pool_types import Pool, Shard
 from pu_engine.prior import PriorEstimate
 from pu_engine.progress import SilentProgress
 from pu_engine.pu_classifier import pu_scores
@@ -27,13 +29,11 @@ from pu_engine.selection import default_count, run
 from pu_engine.types import (
     Folder,
     LabelledEntry,
-    Pool,
     Preprocessing,
     Scores,
     Selection,
     SelectionInputs,
     SelectionOptions,
-    Shard,
     Tap,
     Teacher,
 )
@@ -152,32 +152,34 @@ def write_arrays(folder: Path, name: str, logits: Floats, features: Floats) -> N
     np.save(folder / f"{name}.features.npy", np.stack([features, features], axis=1).astype(np.float16))
 
 
+def index_row(i: int, *, leaked: bool) -> dict[str, object]:
+    source_sha256 = bytes.fromhex(digest(f"labelled {i}" if leaked else f"pool {i}"))
+    return {
+        "key": f"{i:06}.jpg",
+        "status": GOOD,
+        "reason": "",
+        "offset": 0,
+        "size": 1,
+        "sha256": source_sha256,
+        "source_sha256": source_sha256,
+        "format": "jpeg",
+        "width": 1,
+        "height": 1,
+        "phash": i,
+        "duplicate_of": None,
+        "near_duplicate_of": None,
+    }
+
+
 def write_pool(folder: Path, shards: tuple[str, ...], cuts: list[int], *, leaked: int = 0) -> Folder:
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [
-        {
-            "key": f"{i:06}.jpg",
-            "shard": shard,
-            "offset": 0,
-            "size": 1,
-            "sha256": bytes.fromhex(digest(f"labelled {i}" if i < leaked else f"pool {i}")),
-            "width": 1,
-            "height": 1,
-            "status": GOOD,
-            "reason": "",
-        }
-        for shard, start, stop in zip(shards, cuts[:-1], cuts[1:], strict=True)
-        for i in range(start, stop)
-    ]
-    table = pa.Table.from_pylist(rows, schema=INDEX_SCHEMA)
-    with pa.ipc.new_file(str(folder / INDEX), INDEX_SCHEMA) as writer:
-        writer.write_table(table)
-    found = tuple(
-        Shard(name=name, sha256="0" * 64, size=1, entries=stop - start)
-        for name, start, stop in zip(shards, cuts[:-1], cuts[1:], strict=True)
-    )
+    found = []
+    for shard, start, stop in zip(shards, cuts[:-1], cuts[1:], strict=True):
+        write_index(folder / index_name(shard), [index_row(i, leaked=i < leaked) for i in range(start, stop)])
+        index_sha256 = file_sha256(folder / index_name(shard))
+        found.append(Shard(name=shard, sha256="0" * 64, size=1, entries=stop - start, index_sha256=index_sha256))
     pool = Pool(
-        name="test", images=cuts[-1], bad_images=0, size=1, shards=found, index_sha256=file_sha256(folder / INDEX)
+        name="test", images=cuts[-1], bad_images=0, duplicates=0, near_duplicates=0, size=1, shards=tuple(found)
     )
     (folder / POOL).write_text(json.dumps(to_json(pool)))
     return pool_folder(folder)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from punnet import archive
-from punnet.archive import Image, LabelledSource, Member, pack_labelled, pool_tars, write_tar
-from punnet.errors import InvalidImages, InvalidPool
+from punnet.archive import Image, LabelledSource, pack_labelled
+from punnet.errors import InvalidImages
 from punnet.transfer import file_sha256
 
 
@@ -117,64 +115,3 @@ def test_missing_folder_and_no_images_say_so(tmp_path: Path) -> None:
         with pytest.raises(InvalidImages) as caught:
             pack_labelled(source, tmp_path / "t.tar")
         assert caught.value.code == "IMAGES_MISSING"
-
-
-def test_plain_tars_are_sent_as_they_are(tmp_path: Path) -> None:
-    write_tar([Member(name="a.jpg", source=b"x")], tmp_path / "one.tar")
-    assert list(pool_tars([tmp_path / "one.tar"], tmp_path / "scratch")) == [tmp_path / "one.tar"]
-
-
-def test_folder_of_tars_gives_its_tars(tmp_path: Path) -> None:
-    for name in ("b.tar", "a.tar"):
-        (tmp_path / "pool").mkdir(exist_ok=True)
-        write_tar([Member(name="a.jpg", source=b"x")], tmp_path / "pool" / name)
-    found = list(pool_tars([tmp_path / "pool"], tmp_path / "scratch"))
-    assert [tar.name for tar in found] == ["a.tar", "b.tar"]
-
-
-def test_compressed_tar_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    write_tar([Member(name="a.jpg", source=b"x")], tmp_path / "one.tar")
-    (tmp_path / "one.tar.gz").write_bytes(gzip.compress((tmp_path / "one.tar").read_bytes()))
-    with pytest.raises(InvalidPool, match="gunzip"):
-        list(pool_tars([tmp_path / "one.tar.gz"], tmp_path / "scratch"))
-
-
-def test_pool_folder_is_packed_at_any_depth(tmp_path: Path) -> None:
-    folder, scratch = tmp_path / "pool", tmp_path / "scratch"
-    scratch.mkdir()
-    for name in ("a.jpg", "x/b.PNG", "x/y/c.jpeg", "x/notes.txt", ".hidden.jpg"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(name.encode())
-    (tar,) = pool_tars([folder], scratch)
-    assert names(tar) == ["a.jpg", "x/b.PNG", "x/y/c.jpeg"]
-
-
-def test_packed_tars_stay_within_their_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "POOL_TAR_BYTES", 40 * 1024)
-    folder, scratch = tmp_path / "pool", tmp_path / "scratch"
-    folder.mkdir()
-    scratch.mkdir()
-    for i in range(20):
-        (folder / f"{i:02}.jpg").write_bytes(bytes(3000))
-    tars = list(pool_tars([folder], scratch))
-    assert len(tars) > 1
-    assert all(tar.stat().st_size <= 40 * 1024 for tar in tars)
-    assert [name for tar in tars for name in names(tar)] == [f"{i:02}.jpg" for i in range(20)]
-
-
-def test_pool_without_images_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(InvalidPool, match="holds neither"):
-        list(pool_tars([tmp_path], tmp_path))
-
-
-def test_pool_with_a_link_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "pool").mkdir()
-    (tmp_path / "pool" / "a.jpg").symlink_to("/etc/hostname")
-    with pytest.raises(InvalidPool, match="is a link"):
-        list(pool_tars([tmp_path / "pool"], tmp_path))
-
-
-def test_pool_that_is_nowhere_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidPool, match="neither a folder of images nor a plain tar"):
-        list(pool_tars([tmp_path / "nowhere"], tmp_path))

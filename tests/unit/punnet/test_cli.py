@@ -27,7 +27,7 @@ RUNNER = CliRunner()
 ROOT = Path(__file__).resolve().parents[3]
 COMMANDS = [
     *(["serve", "compress", "plan", "inspect", "jobs", "watch", "cancel", "delete", "download", "students", "doctor"]),
-    *(["pool create", "pool list", "pool info"]),
+    *(f"pool {verb}" for verb in ("create", "append", "verify", "info", "list", "delete")),
 ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from punnet.errors import PunnetError
 from server import job_table, pool_table
 from server.job_table import ArtifactRow, JobRow, NewJob, StageRun
 from server.pool_table import PoolRow
@@ -143,21 +144,65 @@ def test_deleted_job_names_the_stages_that_no_other_job_uses(store: Store) -> No
     assert write(store, job_table.events_after, "local", "a", 0, 10) == []
 
 
+def pool_row(sha256: str, job_id: str = "a") -> PoolRow:
+    figures = dict.fromkeys(("images", "shards", "size", "created"), 1)
+    figures |= dict.fromkeys(("bad_images", "duplicates", "near_duplicates", "short_side", "quality"), 0)
+    return PoolRow(tenant="local", name="web", job_id=job_id, ready=False, sha256=sha256, **figures)
+
+
+def refusal(store: Store, function: Any, *arguments: Any) -> str:
+    with pytest.raises(PunnetError) as refused:
+        write(store, function, *arguments)
+    return refused.value.code
+
+
 def test_name_of_a_pool_is_taken_by_a_waiting_ingest_and_by_a_finished_pool(store: Store) -> None:
-    assert not write(store, pool_table.name_taken, "local", "web")
+    check = (store, pool_table.check_pool, "local", "ingest", {"name": "web"})
+    write(*check)
     new_job(store, "a", "ingest", spec={"name": "web"})
-    assert write(store, pool_table.name_taken, "local", "web")
+    assert refusal(*check) == "POOL_EXISTS"
     job = claimed(store, "ingest")
-    figures = {"images": 1, "bad_images": 0, "shards": 1, "size": 1, "created": 1}
-    row = PoolRow(tenant="local", name="web", job_id="a", ready=False, sha256="0", **figures)
-    write(store, pool_table.put_pool, row)
+    write(store, pool_table.put_pool, pool_row("0"))
     assert write(store, pool_table.pool_by_name, "local", "web") is None
     write(store, job_table.finish, job, "FAILED", None, ())
-    assert not write(store, pool_table.name_taken, "local", "web")
-    write(store, pool_table.mark_ready, "local", "web")
-    assert write(store, pool_table.name_taken, "local", "web")
-    with pytest.raises(KeyError):
-        write(store, pool_table.put_pool, row)
+    write(*check)
+    write(store, pool_table.mark_ready, pool_row("0"))
+    assert refusal(*check) == "POOL_EXISTS"
+
+
+def test_appended_version_takes_the_place_of_the_one_before(store: Store) -> None:
+    for sha256, job_id in (("0", "a"), ("1", "b")):
+        write(store, pool_table.put_pool, pool_row(sha256, job_id))
+        found = write(store, pool_table.pool_by_name, "local", "web")
+        assert found is None or found.sha256 == "0"
+        write(store, pool_table.mark_ready, pool_row(sha256))
+    found = write(store, pool_table.pool_by_name, "local", "web")
+    assert (found.sha256, found.job_id, found.ready) == ("1", "b", True)
+    assert write(store, pool_table.versions_needed) == {("local", "web", "1")}
+
+
+def test_version_that_a_job_reads_is_needed_until_it_ends(store: Store) -> None:
+    new_job(store, "a", spec={"pool": {"name": "web", "sha256": "0"}}, request_id="r")
+    write(store, pool_table.put_pool, pool_row("1"))
+    write(store, pool_table.mark_ready, pool_row("1"))
+    assert write(store, pool_table.versions_needed) == {("local", "web", "0"), ("local", "web", "1")}
+    assert write(store, pool_table.version_for, "local", "web", "r") == "0"
+    assert write(store, pool_table.version_for, "local", "web", "") == "1"
+    assert refusal(store, pool_table.delete_pool, "local", "web") == "POOL_IN_USE"
+    write(store, job_table.finish, claimed(store), "FAILED", None, ())
+    assert write(store, pool_table.versions_needed) == {("local", "web", "1")}
+    write(store, pool_table.delete_pool, "local", "web")
+    assert refusal(store, pool_table.delete_pool, "local", "web") == "POOL_NOT_FOUND"
+
+
+def test_job_that_names_a_replaced_version_is_to_be_sent_again(store: Store) -> None:
+    spec = {"name": "web", "pool": {"name": "web", "sha256": "0"}}
+    assert refusal(store, pool_table.check_pool, "local", "compress", spec) == "POOL_NOT_FOUND"
+    write(store, pool_table.put_pool, pool_row("1"))
+    write(store, pool_table.mark_ready, pool_row("1"))
+    assert refusal(store, pool_table.check_pool, "local", "compress", spec) == "UNAVAILABLE"
+    new_job(store, "a", "ingest", spec=spec)
+    assert refusal(store, pool_table.check_pool, "local", "ingest", spec) == "POOL_IN_USE"
 
 
 def test_failed_transaction_leaves_nothing(store: Store) -> None:
