@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from benchmarks.conditions import conditions
 from benchmarks.table import bar, print_bars, print_table, write_json
 from benchmarks.teacher_images import LabelledBytes, TeacherImages, images_of, label_index, write_tar
-from pu_engine import forward
+from pu_engine import conventions, forward
 from pu_engine.agreement import wilson_interval
 from pu_engine.images import decode_resized
 from pu_engine.jsonform import from_json
@@ -58,7 +58,7 @@ class Row:
     documented: str = ""
     layout_right: bool = False
     channels_right: bool = False
-    scaling: str = ""  # same | tied | other
+    scaling: str = ""  # same | tied: the images can't tell the documented one from it | other
     agreement: float = 0.0  # with the documented convention, on the measured images
     accuracy: float = 0.0
     accuracy_low: float = 0.0
@@ -156,9 +156,9 @@ def compare(entry: Mapping[str, Any], images: TeacherImages, teacher: Teacher, c
     low, high = wilson_interval(accuracy, len(labels))
     agreement = float((ours == theirs).mean())
     same = same_input(found, documented)
-    tied = any("can't tell" in warning for warning in teacher.warnings)
+    tied = any(same_input(row.preprocessing, documented) and row.tied for row in teacher.hypotheses)
     return {
-        "found": preprocessing_text(found),
+        "found": f"{found.layout} {conventions.name(found)}",
         "documented": _documented_text(entry),
         "layout_right": found.layout == documented.layout,
         "channels_right": found.channels == documented.channels,
@@ -216,12 +216,6 @@ def same_input(a: Preprocessing, b: Preprocessing) -> bool:
         ends.append(np.stack([-mean / std, (255 * how.scale - mean) / std]))
     spread = np.abs(ends[1][1] - ends[1][0])
     return bool((np.abs(ends[0] - ends[1]) <= SAME_INPUT * spread).all())
-
-
-def preprocessing_text(how: Preprocessing) -> str:
-    """One short line."""
-    mean, std = (",".join(f"{v:.4g}" for v in dict.fromkeys(values)) for values in (how.mean, how.std))
-    return f"{how.layout} {how.channels} x/{1 / how.scale:.4g} -{mean} /{std}{' crop' if how.fit == 'crop' else ''}"
 
 
 def summary(rows: list[Row]) -> dict[str, Any]:
