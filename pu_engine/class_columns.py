@@ -26,6 +26,7 @@ def joined(model: Any) -> Any:
     result = onnx.ModelProto()
     result.CopyFrom(model)
     taken = {name for node in model.graph.node for name in node.output}
+    taken |= {item.name for item in (*model.graph.input, *model.graph.initializer)}
     name = next(n for n in (JOINED + "_" * k for k in range(len(taken) + 1)) if n not in taken)
     shape = numpy_helper.from_array(np.array([-1, 1], np.int64), f"{name}_shape")
     result.graph.initializer.append(shape)
