@@ -258,6 +258,29 @@ def prune(model: Any) -> None:
             del weights[index]
 
 
+def _reshape_in_order(model: Any) -> None:
+    """Turn gathers of all elements of a flat tensor, in their order, into reshapes, in place.
+
+    torch 2.13's dynamo exporter writes adaptive mean pooling to one pixel so (`as_strided`), at a fixed batch only.
+    """
+    weights, values = {t.name: t for t in model.graph.initializer}, constants(model)
+    flat = {n.output[0] for n in model.graph.node if n.op_type == "Reshape" and _is_flat(values.get(n.input[1]))}
+    for index, node in enumerate(model.graph.node):
+        if node.op_type != "Gather" or node.input[0] not in flat or node.input[1] not in weights:
+            continue
+        places = numpy_helper.to_array(weights[node.input[1]])
+        along_first = all(a.i == 0 for a in node.attribute if a.name == "axis")
+        if along_first and np.array_equal(places.reshape(-1), np.arange(places.size)):
+            shape = numpy_helper.from_array(np.asarray(places.shape, np.int64), f"{node.input[1]}_shape_{index}")
+            model.graph.initializer.append(shape)
+            source, target = node.input[0], node.output[0]
+            node.CopyFrom(helper.make_node("Reshape", [source, shape.name], [target]))
+
+
+def _is_flat(shape: NDArray[Any] | None) -> bool:
+    return shape is not None and shape.shape == (1,)
+
+
 def free_batch(model: Any, *, rewrite: bool) -> Any:
     """A copy whose batch is dynamic; it has to be proved by running it.
 
@@ -271,6 +294,8 @@ def free_batch(model: Any, *, rewrite: bool) -> Any:
         dimension = item.type.tensor_type.shape.dim[0]
         dimension.Clear()
         dimension.dim_param = "N"
+    if rewrite:
+        _reshape_in_order(result)
     values, data = constants(result) if rewrite else {}, data_tensors(result)
     for index, node in enumerate(result.graph.node):
         if node.op_type not in ("Reshape", "Expand") or node.input[0] not in data or node.input[1] not in values:

@@ -144,6 +144,20 @@ def test_fixed_batch_is_freed_where_a_reshape_holds_it(batch: int) -> None:
     np.testing.assert_allclose(scores_of(found.model, images(7)), LOGITS, rtol=1e-5)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(("in_order", "freed"), [(True, True), (False, False)])
+def test_fixed_batch_is_freed_where_a_gather_takes_all_values_in_order(batch: int, in_order: bool, freed: bool) -> None:
+    model = teacher([], ["z"], batch=batch)
+    places = np.arange(batch * 2 * SIZE * SIZE)
+    shown = places if in_order else places.reshape(batch, -1)[:, ::-1]
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1]), "flat"))
+    model.graph.initializer.append(numpy_helper.from_array(shown.reshape(batch, 2, SIZE, SIZE), "places"))
+    model.graph.node[2].input[0] = "g"
+    model.graph.node.insert(2, helper.make_node("Reshape", ["r", "flat"], ["v"]))
+    model.graph.node.insert(3, helper.make_node("Gather", ["v", "places"], ["g"], axis=0))
+    assert (canonical(model).batch is None) == freed
+
+
 @pytest.mark.parametrize(("declared", "kept"), [("N", 1), (1, 1), (8, 8)])
 def test_batch_that_scores_depend_on_stays(declared: int | str, kept: int) -> None:
     tail = [helper.make_node("ReduceMax", ["z"], ["m"], keepdims=1), helper.make_node("Div", ["z", "m"], ["y"])]
