@@ -158,6 +158,27 @@ def test_fixed_batch_is_freed_where_a_gather_takes_all_values_in_order(batch: in
     assert (canonical(model).batch is None) == freed
 
 
+@pytest.mark.parametrize(("batch", "same_rows"), [(1, True), (2, True), (2, False)])
+def test_fixed_batch_is_freed_where_a_class_token_holds_it(batch: int, same_rows: bool) -> None:
+    rows = np.arange(batch * 6.0, dtype=np.float32).reshape(batch, 1, 6)
+    token = np.repeat(rows[:1], batch, axis=0) if same_rows else rows
+    model = teacher([], ["s"], batch=batch)
+    model.graph.initializer.append(numpy_helper.from_array(token, "token"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0, 6, -1]), "pairs"))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((6, CLASSES), np.float32), "head"))
+    model.graph.node[3].input[1] = "identity"
+    model.graph.initializer.append(numpy_helper.from_array(np.eye(2 * SIZE * SIZE, 36, dtype=np.float32), "identity"))
+    model.graph.node.extend(
+        [
+            helper.make_node("Reshape", ["z", "pairs"], ["tokens"]),
+            helper.make_node("Concat", ["token", "tokens"], ["all"], axis=1),
+            helper.make_node("ReduceMean", ["all"], ["mean"], axes=[1], keepdims=0),
+            helper.make_node("MatMul", ["mean", "head"], ["s"]),
+        ]
+    )
+    assert canonical(model).batch == (None if same_rows else batch)
+
+
 @pytest.mark.parametrize(("declared", "kept"), [("N", 1), (1, 1), (8, 8)])
 def test_batch_that_scores_depend_on_stays(declared: int | str, kept: int) -> None:
     tail = [helper.make_node("ReduceMax", ["z"], ["m"], keepdims=1), helper.make_node("Div", ["z", "m"], ["y"])]
