@@ -259,6 +259,58 @@ def prune(model: Any) -> None:
             del weights[index]
 
 
+def _reshape_in_order(model: Any) -> None:
+    """Turn gathers of all elements of a flat tensor, in their order, into reshapes, in place.
+
+    torch 2.13's dynamo exporter writes adaptive mean pooling to one pixel so (`as_strided`), at a fixed batch only.
+    """
+    weights, values = {t.name: t for t in model.graph.initializer}, constants(model)
+    flat = {n.output[0] for n in model.graph.node if n.op_type == "Reshape" and _is_flat(values.get(n.input[1]))}
+    for index, node in enumerate(model.graph.node):
+        if node.op_type != "Gather" or node.input[0] not in flat or node.input[1] not in weights:
+            continue
+        places = numpy_helper.to_array(weights[node.input[1]])
+        along_first = all(a.i == 0 for a in node.attribute if a.name == "axis")
+        if along_first and np.array_equal(places.reshape(-1), np.arange(places.size)):
+            shape = numpy_helper.from_array(np.asarray(places.shape, np.int64), f"{node.input[1]}_shape_{index}")
+            model.graph.initializer.append(shape)
+            source, target = node.input[0], node.output[0]
+            node.CopyFrom(helper.make_node("Reshape", [source, shape.name], [target]))
+
+
+def _is_flat(shape: NDArray[Any] | None) -> bool:
+    return shape is not None and shape.shape == (1,)
+
+
+def _repeat_joined_constants(model: Any, batch: int) -> None:
+    """Give constants that are joined to data at a fixed batch the batch of the data, in place: class tokens."""
+    weights, data, kept = {t.name: t for t in model.graph.initializer}, data_tensors(model), []
+    for index, node in enumerate(model.graph.node):
+        along = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        beside = next((name for name in node.input if name in data), None)
+        if node.op_type == "Concat" and along != 0 and beside is not None:
+            for place, name in enumerate(node.input):
+                rows = numpy_helper.to_array(weights[name]) if name in weights else np.zeros(0)
+                if rows.ndim > 1 and len(rows) == batch and (rows == rows[:1]).all():
+                    steps, node.input[place] = _repeated(model, rows[:1], beside, f"{LOGITS}_row_{index}_{place}")
+                    kept += steps
+        kept.append(node)
+    _replace_nodes(model, kept)
+
+
+def _repeated(model: Any, row: NDArray[Any], beside: str, name: str) -> tuple[list[Any], str]:
+    """Nodes that repeat [1, ...] as often as another tensor has rows, and the name of what they make."""
+    parts = {"": row, "_first": np.zeros(1, np.int64), "_rest": np.asarray(row.shape[1:], np.int64)}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name + suffix) for suffix, value in parts.items())
+    steps = [
+        helper.make_node("Shape", [beside], [f"{name}_sizes"]),
+        helper.make_node("Gather", [f"{name}_sizes", f"{name}_first"], [f"{name}_count"], axis=0),
+        helper.make_node("Concat", [f"{name}_count", f"{name}_rest"], [f"{name}_shape"], axis=0),
+        helper.make_node("Expand", [name, f"{name}_shape"], [f"{name}_rows"]),
+    ]
+    return steps, f"{name}_rows"
+
+
 def free_batch(model: Any, *, rewrite: bool) -> Any:
     """A copy whose batch is dynamic; it has to be proved by running it.
 
@@ -272,6 +324,9 @@ def free_batch(model: Any, *, rewrite: bool) -> Any:
         dimension = item.type.tensor_type.shape.dim[0]
         dimension.Clear()
         dimension.dim_param = "N"
+    if rewrite:
+        _reshape_in_order(result)
+        _repeat_joined_constants(result, batch)
     values, data = constants(result) if rewrite else {}, data_tensors(result)
     for index, node in enumerate(result.graph.node):
         if node.op_type not in ("Reshape", "Expand") or node.input[0] not in data or node.input[1] not in values:

@@ -43,6 +43,7 @@ DOMAIN_VERSIONS = {
     "ai.onnx.ml": limits.ML_OPSETS,
     "com.microsoft": limits.MICROSOFT_OPSETS,
 }
+OPSET_BESIDE_ML = 15  # of a model that uses none of the standard operators
 OLDEST_SEPARATE_INITIALIZERS_IR = 4  # up to IR 3, initializers had to be listed among the inputs
 
 
@@ -60,6 +61,7 @@ def vet(data: bytes, blobs: Mapping[str, bytes] | None = None, *, max_bytes: int
     _check_format(data, max_bytes)
     wire_scan.scan(data)
     model = _parse(data)
+    _import_standard_operators(model)
     _check_versions(model)
     if model.functions:
         model = _inlined(model)
@@ -133,6 +135,13 @@ def _opsets(model: Any) -> dict[str, int]:
 def _opset_error(message: str) -> EngineError:
     low, high = limits.OPSETS
     return EngineError("MODEL_OPSET", message, f"Export with one operator set between {low} and {high}.")
+
+
+def _import_standard_operators(model: Any) -> None:
+    """XGBoost's converter imports ai.onnx.ml alone; what Punnet appends to its trees is of the standard operators."""
+    used = graph_walk.domains_used(model.graph)
+    if "ai.onnx.ml" in used and "" not in used and not model.functions and "" not in _opsets(model):
+        model.opset_import.add(domain="", version=OPSET_BESIDE_ML)
 
 
 def _check_versions(model: Any) -> None:

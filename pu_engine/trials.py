@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,8 +42,18 @@ class Trial:
 
     @property
     def cost(self) -> float:
-        """What trials are ranked by, nats: the negative log-likelihood of all labels and of the preprocessing."""
-        return float(self.losses.sum()) + rarity(self.preprocessing)
+        """What trials are ranked by, nats: the negative log-likelihood of labels, preprocessing and class order."""
+        return float(self.losses.sum()) + rarity(self.preprocessing) + order_rarity(self.order, self.scores.shape[1])
+
+
+def order_rarity(order: ClassOrder, classes: int) -> float:
+    """Nats that count against an order which was fitted to the images: it is one of all that there are.
+
+    Without it an order that swaps two classes undoes BGR for RGB, where colour is what tells them apart.
+    """
+    if order.source != "assigned":
+        return 0.0
+    return math.lgamma(classes + 1) - math.lgamma(classes - len(order.index) + 1)
 
 
 def losses(scores: Scores, index: NDArray[np.int64]) -> NDArray[np.float64]:

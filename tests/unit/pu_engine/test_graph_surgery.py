@@ -144,6 +144,41 @@ def test_fixed_batch_is_freed_where_a_reshape_holds_it(batch: int) -> None:
     np.testing.assert_allclose(scores_of(found.model, images(7)), LOGITS, rtol=1e-5)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(("in_order", "freed"), [(True, True), (False, False)])
+def test_fixed_batch_is_freed_where_a_gather_takes_all_values_in_order(batch: int, in_order: bool, freed: bool) -> None:
+    model = teacher([], ["z"], batch=batch)
+    places = np.arange(batch * 2 * SIZE * SIZE)
+    shown = places if in_order else places.reshape(batch, -1)[:, ::-1]
+    model.graph.initializer.append(numpy_helper.from_array(np.array([-1]), "flat"))
+    model.graph.initializer.append(numpy_helper.from_array(shown.reshape(batch, 2, SIZE, SIZE), "places"))
+    model.graph.node[2].input[0] = "g"
+    model.graph.node.insert(2, helper.make_node("Reshape", ["r", "flat"], ["v"]))
+    model.graph.node.insert(3, helper.make_node("Gather", ["v", "places"], ["g"], axis=0))
+    assert (canonical(model).batch is None) == freed
+
+
+@pytest.mark.parametrize(("batch", "same_rows"), [(1, True), (2, True), (2, False)])
+def test_fixed_batch_is_freed_where_a_class_token_holds_it(batch: int, same_rows: bool) -> None:
+    rows = np.arange(batch * 6.0, dtype=np.float32).reshape(batch, 1, 6)
+    token = np.repeat(rows[:1], batch, axis=0) if same_rows else rows
+    model = teacher([], ["s"], batch=batch)
+    model.graph.initializer.append(numpy_helper.from_array(token, "token"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0, 6, -1]), "pairs"))
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((6, CLASSES), np.float32), "head"))
+    model.graph.node[3].input[1] = "identity"
+    model.graph.initializer.append(numpy_helper.from_array(np.eye(2 * SIZE * SIZE, 36, dtype=np.float32), "identity"))
+    model.graph.node.extend(
+        [
+            helper.make_node("Reshape", ["z", "pairs"], ["tokens"]),
+            helper.make_node("Concat", ["token", "tokens"], ["all"], axis=1),
+            helper.make_node("ReduceMean", ["all"], ["mean"], axes=[1], keepdims=0),
+            helper.make_node("MatMul", ["mean", "head"], ["s"]),
+        ]
+    )
+    assert canonical(model).batch == (None if same_rows else batch)
+
+
 @pytest.mark.parametrize(("declared", "kept"), [("N", 1), (1, 1), (8, 8)])
 def test_batch_that_scores_depend_on_stays(declared: int | str, kept: int) -> None:
     tail = [helper.make_node("ReduceMax", ["z"], ["m"], keepdims=1), helper.make_node("Div", ["z", "m"], ["y"])]

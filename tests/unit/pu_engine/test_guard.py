@@ -78,6 +78,18 @@ def test_unused_and_repeated_operator_sets_are_dropped() -> None:
     assert [(item.domain, item.version) for item in kept.opset_import] == [("", 17)]
 
 
+def test_model_of_machine_learning_operators_alone_gets_the_standard_ones() -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Scaler", ["x"], ["y"], domain="ai.onnx.ml", scale=[2.0], offset=[0.0])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("ai.onnx.ml", 1)], ir_version=8)
+    kept = guard.vet(model.SerializeToString())
+    assert {item.domain: item.version for item in kept.opset_import} == {"": 15, "ai.onnx.ml": 1}
+
+
 @pytest.mark.parametrize(
     ("opsets", "ir_version"),
     [([("", 6)], 8), ([("", 999)], 8), ([("", 17), ("ai.onnx", 18)], 8), ([("ai.onnx.ml", 1)], 8), ([("", 17)], 99)],

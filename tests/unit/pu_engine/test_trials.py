@@ -183,6 +183,26 @@ def test_rare_preprocessing_needs_a_factor_of_e_in_likelihood() -> None:
     assert costs == pytest.approx([1.1, 2.0, 1.0])
 
 
+def test_fitted_order_is_one_of_all_that_there_are() -> None:
+    index = {"a": 2, "b": 0, "c": 1}
+    assert trials.order_rarity(ClassOrder(source="assigned", index=index), 3) == pytest.approx(np.log(6))
+    assert trials.order_rarity(ClassOrder(source="assigned", index=index), 5) == pytest.approx(np.log(60))
+    assert trials.order_rarity(ClassOrder(source="sorted", index=index), 3) == 0.0
+
+
+def test_swapped_colours_are_not_explained_by_a_swapped_order() -> None:
+    labels = ["blue", "red"] * 20
+    images = np.array([[[[20, 60, 220]]], [[[220, 60, 20]]]] * 20, np.uint8)
+    pair = list(chain.from_iterable(conventions.hypotheses("NHWC", "float32", (1, 1, 3), NOTHING)))
+
+    def takes_bgr(values: NDArray[Any]) -> NDArray[Any]:
+        return values[:, 0, 0, [0, 2]] * 4
+
+    order = ClassOrder(source="sorted", index={"blue": 0, "red": 1})
+    best = trials.try_all(takes_bgr, images, labels, pair, [order])[0]
+    assert (best.preprocessing.channels, best.order.source) == ("BGR", "sorted")
+
+
 def test_temperature_is_fine_enough_that_a_scaled_copy_of_the_logits_ties() -> None:
     generator = np.random.default_rng(0)
     index = generator.integers(0, 4, 200)
