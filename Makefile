@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROTO_VENV := .venv-proto
+FRAMEWORKS_VENV := .venv-frameworks
 PROTOS := $(wildcard proto/punnet/v1/*.proto)
 
 COUNT ?= 100000
 
-.PHONY: setup demo test test-slow fuzz lint proto proto-check bench clean
+.PHONY: setup demo test test-slow test-frameworks fuzz lint proto proto-check bench clean
 
 setup: $(STAMP)
 
@@ -30,6 +31,16 @@ test-slow: $(STAMP) node_modules/.installed
 
 fuzz: $(STAMP)
 	$(BIN)/python -m tests.hostile.fuzz --count $(COUNT)
+
+# Trains and exports models of other frameworks, for which it needs 5 GB of their packages.
+$(FRAMEWORKS_VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(FRAMEWORKS_VENV)
+	$(FRAMEWORKS_VENV)/bin/python -m pip install -qq -c constraints.txt torch==2.13.0
+	$(FRAMEWORKS_VENV)/bin/python -m pip install -qq -c constraints.txt -e ".[cpu,dev,frameworks]"
+	touch $@
+
+test-frameworks: $(FRAMEWORKS_VENV)/.installed
+	$(FRAMEWORKS_VENV)/bin/python -m pytest -q -p no:logging -m frameworks tests/frameworks
 
 lint: $(STAMP) node_modules/.installed proto-check
 	$(BIN)/ruff check .
@@ -59,4 +70,4 @@ node_modules/.installed: package.json
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PROTO_VENV) node_modules demo-out .bench .fuzz
+	rm -rf $(VENV) $(PROTO_VENV) $(FRAMEWORKS_VENV) node_modules demo-out .bench .fuzz

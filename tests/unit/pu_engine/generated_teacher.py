@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 SIDE = 12
-# In BGR each colour looks like another class, so that the channel order can be told.
-COLOURS = {"blue": (60, 70, 200), "cyan": (40, 190, 210), "red": (200, 70, 60), "yellow": (210, 190, 40)}
+# In BGR two classes look like each other and a third like one of them, so no order of the classes undoes a swap.
+COLOURS = {"blue": (60, 70, 200), "green": (60, 190, 80), "orange": (210, 140, 40), "red": (200, 70, 60)}
 NAMES = tuple(COLOURS)
 FITTED = 240
 RIDGE, GAIN = 1e-3, 8.0
 TO_FIRST, TO_LAST = [0, 3, 1, 2], [0, 2, 3, 1]
 TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}
-# (scale, mean, std) in RGB order
+# (scale, mean, std) in RGB order, by the published name
 SCALINGS = {
     "0..1": (1 / 255, (0.0,) * 3, (1.0,) * 3),
     "-1..1": (1 / 127.5, (1.0,) * 3, (1.0,) * 3),
-    "ImageNet": (1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "ImageNet mean and std": (1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "0..255": (1.0, (0.0,) * 3, (1.0,) * 3),
 }
 
@@ -154,7 +154,8 @@ def build(design: Design) -> bytes:
         graph.nodes.append(
             helper.make_node(design.tail, ["scores"], ["y"], **({} if design.tail == "Sigmoid" else {"axis": 1}))
         )
-    return _model(graph, design, "y" if design.tail else "scores").SerializeToString()
+    file: bytes = _model(graph, design, "y" if design.tail else "scores").SerializeToString()
+    return file
 
 
 def _entry(graph: _Graph, design: Design) -> str:
