@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from pu_engine.graph_walk import graphs_of
+
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 FEWEST = 2
 JOINED = "class_columns"
@@ -25,9 +27,7 @@ def joined(model: Any) -> Any:
         return model
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    taken = {name for node in model.graph.node for name in node.output}
-    taken |= {item.name for item in (*model.graph.input, *model.graph.initializer)}
-    name = next(n for n in (JOINED + "_" * k for k in range(len(taken) + 1)) if n not in taken)
+    name = _free_prefix(model)
     shape = numpy_helper.from_array(np.array([-1, 1], np.int64), f"{name}_shape")
     result.graph.initializer.append(shape)
     parts = []
@@ -37,6 +37,16 @@ def joined(model: Any) -> Any:
     result.graph.node.append(helper.make_node("Concat", parts, [name], axis=1))
     result.graph.output.append(helper.make_tensor_value_info(name, types.pop(), ["N", len(columns)]))
     return result
+
+
+def _free_prefix(model: Any) -> str:
+    """A name that no name of the model begins with, so that all names made of it are new."""
+    taken = {item.name for item in (*model.graph.input, *model.graph.output)}
+    for graph in graphs_of(model.graph):
+        taken |= {item.name for item in (*graph.input, *graph.initializer)}
+        taken |= {name for node in graph.node for name in (*node.input, *node.output)}
+    prefixes = (JOINED + "_" * length for length in range(len(taken) + 1))
+    return next(prefix for prefix in prefixes if not any(name.startswith(prefix) for name in taken))
 
 
 def _is_column(item: Any) -> bool:

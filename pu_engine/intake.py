@@ -74,7 +74,10 @@ def run(inputs: IntakeInputs, out: Path, progress: Progress) -> Teacher:
     progress.update(3, STEPS, "step")
     canonical, answer = chosen.canonical, chosen.answer
     best, hypotheses = answer.trials[0], trials.table(_shown(chosen), answer.labels)
-    few = trials.check_above_chance(best.scores, best.order, answer.labels, hypotheses)
+    rival = _better_than_stated(chosen)
+    few = trials.check_above_chance(
+        best.scores, best.order, answer.labels, hypotheses, better=rival.preprocessing if rival else None
+    )
     trials.check_costly_ties(answer.trials, answer.labels)
     labels.check_seen(best.scores, answer.labels, best.order)
     values = model_input(answer.pixels, best.preprocessing)
@@ -240,6 +243,12 @@ def _batch_warnings(attempt: Attempt) -> list[str]:
     return [f"The teacher can't be run at any batch size; it is always run at {batch}."]
 
 
+def _better_than_stated(attempt: Attempt) -> Trial | None:
+    """What suits the images better than the user's statement; None where nothing clearly does."""
+    rival = next(iter(attempt.rivals), None)
+    return rival if rival is not None and trials.significantly_better(rival, attempt.answer.trials[0]) else None
+
+
 def _accuracy_warnings(attempt: Attempt) -> list[str]:
     best, labelled = attempt.answer.trials[0], attempt.answer.labels
     share = labels.unfitted_accuracy(best.scores, best.order, labelled)
@@ -262,8 +271,8 @@ def _tie_warnings(attempt: Attempt) -> list[str]:
             f"{count} labelled images can't tell the preprocessing found, {conventions.name(best.preprocessing)}, from "
             f"others whose predictions agree with it on so many of them: {', '.join(tied)}. State it if you know it."
         )
-    rival = next(iter(attempt.rivals), None)
-    if rival is not None and trials.significantly_better(rival, best):
+    rival = _better_than_stated(attempt)
+    if rival is not None:
         warnings.append(
             f"The stated preprocessing is used, but {conventions.describe(rival.preprocessing)} suits the labelled "
             f"images better: log loss {rival.nll:.3f} against {best.nll:.3f}. Leave the statement out to use it."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,16 @@ def read(images: LabelledImages) -> Iterator[LabelledImage]:
         yield image
     if not seen:
         raise EngineError("IMAGES_MISSING", "There are no labelled images.", "Give 20 to 100 images a class.")
+
+
+@contextmanager
+def named(key: str) -> Iterator[None]:
+    """Say in an image's refusal which labelled image it is."""
+    try:
+        yield
+    except EngineError as error:
+        message = f"Labelled image {key!r} is not taken. {error.message}"
+        raise EngineError(error.code, message, error.remedy, **{**error.details, "key": key}) from error
 
 
 def _read_tar(tar: File) -> Iterator[LabelledImage]:

@@ -16,6 +16,7 @@ from pu_engine.preprocessing import image_channels
 from pu_engine.types import LabelledImages, Preprocessing
 
 FEW_IMAGES = 5
+NAMED_CLASSES = 20  # of those with few images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,8 @@ def catalogue(source: LabelledImages, seed: int) -> Catalogue:
         keys.append(item.key)
         names.append(item.label)
         digests.append(hashlib.sha256(item.data).hexdigest())
-        sizes[images.dimensions(item.data)] += 1
+        with labelled.named(item.key):
+            sizes[images.dimensions(item.data)] += 1
     counts = Counter(names)
     if len(counts) < 2:
         raise EngineError(
@@ -61,12 +63,14 @@ def catalogue(source: LabelledImages, seed: int) -> Catalogue:
     if not any(put_aside):
         raise EngineError(
             "IMAGES_MISSING",
-            f"None of {len(names)} labelled images can be held out for the verdict: no class has two different ones.",
+            f"None of {len(names)} labelled images can be held out for the verdict: no class has two different ones, "
+            f"and there are fewer than {held_out.FEWEST_SINGLES} classes.",
             "Give at least two different images of a class; 20 to 100 of each class are better.",
             labelled=len(names),
         )
-    few = [f"{name} ({count})" for name, count in sorted(counts.items()) if count < FEW_IMAGES]
-    warnings = [f"Fewer than {FEW_IMAGES} labelled images: {', '.join(few[:20])}."] if few else []
+    few = [f"{name} ({count})" for name, count in sorted(counts.items(), key=_in_reading_order) if count < FEW_IMAGES]
+    more = f" and {len(few) - NAMED_CLASSES} more" if len(few) > NAMED_CLASSES else ""
+    warnings = [f"Fewer than {FEW_IMAGES} labelled images: {', '.join(few[:NAMED_CLASSES])}{more}."] if few else []
     return Catalogue(
         keys=tuple(keys),
         labels=tuple(names),
@@ -76,6 +80,12 @@ def catalogue(source: LabelledImages, seed: int) -> Catalogue:
         sizes=len(sizes),
         warnings=tuple(warnings),
     )
+
+
+def _in_reading_order(row: tuple[str, int]) -> tuple[int, str]:
+    """Numbers by their value, before names."""
+    label, _ = row
+    return (int(label), label) if label.isascii() and label.isdigit() else (2**63, label)
 
 
 def choose(found: Catalogue, count: int, seed: int) -> list[int]:
@@ -103,5 +113,6 @@ def decode(source: LabelledImages, chosen: Sequence[int], how: Preprocessing) ->
     pixels = np.zeros((len(chosen), how.height, how.width, channels), np.uint8)
     for index, item in enumerate(labelled.read(source)):
         if index in place:
-            pixels[place[index]] = images.decode_resized(item.data, how.height, how.width, channels, how.fit)
+            with labelled.named(item.key):
+                pixels[place[index]] = images.decode_resized(item.data, how.height, how.width, channels, how.fit)
     return pixels

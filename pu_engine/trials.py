@@ -186,12 +186,20 @@ def check_costly_ties(trials: Sequence[Trial], labels: Sequence[str]) -> None:
 
 
 def check_above_chance(
-    scores: Scores, order: ClassOrder, labels: Sequence[str], rows: Sequence[Hypothesis]
+    scores: Scores,
+    order: ClassOrder,
+    labels: Sequence[str],
+    rows: Sequence[Hypothesis],
+    *,
+    better: Preprocessing | None = None,
 ) -> tuple[str, ...]:
     """Refuse a best hypothesis whose predictions might have nothing to do with the labels.
 
     Chance is the agreement of independent labels and predictions (Cohen 1960): a constant guess never beats it. An
     assigned order is tested on images that it was not fitted to, as a fitted one is right on some of any noise.
+
+    Args:
+        better: what suits the images where the user's statement doesn't.
 
     Returns:
         A warning where all images are right, but so few that chance could do it: they can't say more.
@@ -207,6 +215,14 @@ def check_above_chance(
         return ()
     if right == len(labels):
         return (f"The teacher is right on all of {right} labelled images; that few could be chance. Give more images.",)
+    if better is not None:
+        raise EngineError(
+            "TEACHER_CONVENTION_UNKNOWN",
+            f"Under the stated preprocessing the teacher is right on {right} of {len(labels)} labelled images, which "
+            f"guessing could reach; {describe(better)} suits them better.",
+            "Leave the statement out, or correct it.",
+            better=describe(better),
+        )
     raise EngineError(
         "TEACHER_CONVENTION_UNKNOWN",
         f"Under the best of {len(rows)} preprocessings the teacher is right on {right} of {len(labels)} labelled "

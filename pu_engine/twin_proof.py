@@ -72,6 +72,9 @@ def prove(
     except (MemoryError, RuntimeError) as error:
         # A twin is a gift: the teacher stays usable where intake's memory doesn't hold both.
         return TwinReport(available=False, reason=f"it can't be run on the images: {str(error)[:REASON_CHARACTERS]}")
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        # So it does where a stranger's graph has a form that the reading of it did not foresee.
+        return TwinReport(available=False, reason=f"its graph can't be read: {type(error).__name__}")
     return report
 
 

@@ -250,21 +250,26 @@ def _plain(array: Array) -> Any:
     return None if array.size == 0 and array.ndim else wide.tolist()
 
 
-def _list(value: Any) -> list[float]:
-    return [float(v) for v in value] if isinstance(value, list) else [float(value)]
+def _list(node: Any, value: Any) -> list[float]:
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(v, int | float) for v in values):
+        raise TwinUnavailable(node.op_type, _label(node), "its scale or zero point depends on the batch")
+    return [float(v) for v in values]
 
 
 def _range(node: Any, settings: Mapping[str, Any], known: _Known) -> dict[str, Any]:
     """A quantiser's step and its range in steps from zero."""
     named = len(node.input) > 2 and node.input[2]
-    stored = known.constants[node.input[2]] if named else np.zeros(1, np.uint8)
+    stored = known.constants.get(node.input[2]) if named else np.zeros(1, np.uint8)
+    if stored is None:
+        raise TwinUnavailable(node.op_type, _label(node), "its zero point depends on the image or the batch")
     if settings.get("block_size") or (settings.get("output_dtype") and not named):
         raise TwinUnavailable(node.op_type, _label(node), "it has a scale for each block, or no zero point")
     if stored.dtype not in (np.uint8, np.int8, np.uint16, np.int16):
         raise TwinUnavailable(node.op_type, _label(node), f"it quantises to {stored.dtype}")
     point, limits = np.atleast_1d(stored.astype(np.float64)), np.iinfo(stored.dtype)
     result = {
-        "scale": _list(settings["scale"]),
+        "scale": _list(node, settings["scale"]),
         "low": (limits.min - point).tolist(),
         "high": (limits.max - point).tolist(),
     }
@@ -274,7 +279,10 @@ def _range(node: Any, settings: Mapping[str, Any], known: _Known) -> dict[str, A
 def _scaled(node: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
     if settings.get("block_size"):
         raise TwinUnavailable(node.op_type, _label(node), "it has a scale for each block")
-    result: dict[str, Any] = {"scale": _list(settings["scale"]), "zero_point": _list(settings.get("zero_point", 0.0))}
+    result: dict[str, Any] = {
+        "scale": _list(node, settings["scale"]),
+        "zero_point": _list(node, settings.get("zero_point", 0.0)),
+    }
     return result | ({"axis": settings["axis"]} if "axis" in settings else {})
 
 

@@ -40,6 +40,19 @@ def test_columns_are_joined_in_the_order_of_the_file(shape: list[Any]) -> None:
     np.testing.assert_array_equal(together, rows)
 
 
+def test_names_of_the_file_do_not_clash_with_those_that_are_made() -> None:
+    model = split_scores(["N", 1])
+    for node in model.graph.node:
+        node.output[:] = [f"{class_columns.JOINED}_{index}" for index in range(3)]
+    for index, item in enumerate(model.graph.output):
+        item.name = f"{class_columns.JOINED}_{index}"
+    joined = class_columns.joined(model)
+    onnx.checker.check_model(joined)
+    rows = np.arange(6, dtype=np.float32).reshape(2, 3)
+    (together,) = ort.InferenceSession(joined.SerializeToString()).run([joined.graph.output[-1].name], {"x": rows})
+    np.testing.assert_array_equal(together, rows)
+
+
 def test_model_with_a_tensor_of_several_classes_is_left_as_it_is() -> None:
     model = split_scores(["N"], further=[helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3])])
     assert class_columns.joined(model) is model

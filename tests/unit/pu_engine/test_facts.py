@@ -11,6 +11,14 @@ from onnx import TensorProto, helper, numpy_helper
 from pu_engine import facts, forward
 
 
+def test_parameters_of_machine_learning_operators_are_their_attributes() -> None:
+    node = helper.make_node(
+        "LinearClassifier", ["x"], ["y", "z"], domain="ai.onnx.ml", coefficients=[1.0] * 6, intercepts=[0.0] * 2
+    )
+    graph = helper.make_graph([node], "g", [], [])
+    assert facts.parameters(helper.make_model(graph)) == 8
+
+
 def model_of(nodes: list[Any], weights: dict[str, Any], shape: list[int]) -> Any:
     graph = helper.make_graph(
         nodes,

@@ -267,6 +267,29 @@ def test_better_preprocessing_than_the_stated_one_is_reported(tmp_path: Path) ->
     assert len({h.preprocessing for h in teacher.hypotheses}) == len(teacher.hypotheses) > 1
 
 
+def test_statement_no_better_than_guessing_is_refused_with_what_suits_the_images(tmp_path: Path) -> None:
+    hopeless = StatedPreprocessing(channels="RGB", scale=1.0, mean=(0.0,) * 3, std=(1.0,) * 3)
+    with pytest.raises(EngineError, match="Under the stated preprocessing") as caught:
+        take_in(tmp_path, teacher_bytes(), EVENLY, preprocessing=hopeless, class_names=("amber", "blue", "green"))
+    assert caught.value.code == "TEACHER_CONVENTION_UNKNOWN"
+    assert "0.485" in caught.value.details["better"] or "pixel" in caught.value.details["better"]
+
+
+def test_refused_image_is_named(tmp_path: Path) -> None:
+    data = b"GIF89a not for us"
+    with tarfile.open(tmp_path / "gif.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        member = tarfile.TarInfo("amber/odd.gif")
+        member.size = len(data)
+        tar.addfile(member, io.BytesIO(data))
+    (tmp_path / "teacher.onnx").write_bytes(teacher_bytes())
+    inputs = IntakeInputs(
+        teacher=file_of(tmp_path / "teacher.onnx"), images=LabelledImages(tar=file_of(tmp_path / "gif.tar"))
+    )
+    with pytest.raises(EngineError, match=r"'amber/odd\.gif' is not taken") as caught:
+        intake.run(inputs, tmp_path, SilentProgress())
+    assert (caught.value.code, caught.value.details["key"]) == ("IMAGE_REJECTED", "amber/odd.gif")
+
+
 def test_scalar_input_is_set_to_what_suits_the_images(tmp_path: Path) -> None:
     def gated(model: Any) -> None:
         """Scores are multiplied by `keep`; at 0 nothing is left of them."""
