@@ -21,9 +21,9 @@ from pu_engine.content_scores import (
     squared_distance,
 )
 from pu_engine.errors import EngineError
-from pu_engine.prior import PriorEstimate
+from pu_engine.prior import PriorEstimate, best_bin_estimate
 from pu_engine.progress import Progress
-from pu_engine.pu_classifier import LEAST_IMAGES, estimate_prior, make_halves, pu_scores
+from pu_engine.pu_classifier import LEAST_IMAGES, linear_scores, make_halves, pu_scores
 from pu_engine.quota import random_score
 from pu_engine.score_files import CLEAN_VIEW, ScoreFiles
 from pu_engine.types import SelectionOptions
@@ -162,7 +162,7 @@ def _order_with_prior(
         np.random.default_rng(seed),
     )
     if prior is None:
-        estimate = estimate_prior(halves, seed, progress)
+        estimate = best_bin_estimate(*linear_scores(halves, seed, progress))
         is_open, alpha = gate_is_open(estimate), estimate.alpha
         found = f"the estimated prior {alpha:.3f} (upper bound {min(1.0, estimate.bound):.3f})"
     else:
