@@ -62,7 +62,9 @@ def screenshot(source: Pixels, generator: np.random.Generator) -> Pixels:
     for _ in range(int(generator.integers(2, 6))):
         left, top = generator.integers(0, SIDE - 16, 2)
         width, height = generator.integers(8, 40, 2)
-        draw.rectangle((left, top, left + width, top + height), outline=(120, 120, 120), fill=_colour(generator, 0, 256))
+        draw.rectangle(
+            (left, top, left + width, top + height), outline=(120, 120, 120), fill=_colour(generator, 0, 256)
+        )
     draw.text((3, int(generator.integers(12, 50))), "".join(generator.choice(list(LETTERS), 9)), fill=(20, 20, 20))
     image.paste(Image.fromarray(source).resize((20, 20)), tuple(generator.integers(0, SIDE - 20, 2).tolist()))
     return np.asarray(image)

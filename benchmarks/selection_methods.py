@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.selection_scores import DrawnPool
-from pu_engine.content_scores import ranks
+from pu_engine.content_scores import separation
 from pu_engine.pool_order import PoolOrder, TeacherView, order_pool, teacher_view
 from pu_engine.progress import SilentProgress
 from pu_engine.pu_classifier import linear_scores, make_halves
 from pu_engine.score_files import CLEAN_VIEW, ScoreFiles
+from pu_engine.source_test import sharpest, source_test
 from pu_engine.training import repeatable
 from pu_engine.types import SelectionOptions
 
@@ -27,7 +29,17 @@ BY_THE_ENGINE = {
     "nnpu": "pu",
     "default": "auto",
 }
-METHODS = ("random", "confidence", "energy", "relative mahalanobis", "k-nearest", "e2", "naive p-vs-u", "nnpu", "default")
+METHODS = (
+    "random",
+    "confidence",
+    "energy",
+    "relative mahalanobis",
+    "k-nearest",
+    "e2",
+    "naive p-vs-u",
+    "nnpu",
+    "default",
+)
 BEST_SHARES = (0.05, 0.10, 0.20)
 NEIGHBOURS = 5
 
@@ -55,13 +67,22 @@ def ordered(method: str, files: ScoreFiles, view: TeacherView, seed: int) -> Poo
         return order_pool(files, view, SelectionOptions(score=BY_THE_ENGINE[method]), seed, SilentProgress())
     if method == "k-nearest":
         return nearest(files)
-    halves = make_halves(
-        files.positive_features(files.matched_view),
-        np.array(files.positive_classes),
-        lambda: files.pool_features(files.matched_view),
-        np.random.default_rng(seed),
-    )
-    return linear_scores(halves, seed, SilentProgress())[1]
+    return naive(files, seed)
+
+
+def naive(files: ScoreFiles, seed: int) -> Score:
+    """Labelled against pool images, linearly, on the view that the source test hears, [N]."""
+    found = []
+    for view in range(len(files.scores.views)):
+        halves = make_halves(
+            files.positive_features(view),
+            np.array(files.positive_classes),
+            partial(files.pool_features, view),
+            np.random.default_rng(seed),
+        )
+        found.append(linear_scores(halves, seed, SilentProgress()))
+    tests = [source_test(view, labelled, pool) for view, (labelled, pool) in enumerate(found)]
+    return found[sharpest(tests).view][1]
 
 
 def nearest(files: ScoreFiles) -> Score:
@@ -81,7 +102,7 @@ def figures(score: Score, drawn: DrawnPool, view: TeacherView) -> dict[str, floa
     """
     right, counted = drawn.right, ~drawn.arguable
     best = np.argsort(-score, kind="stable")
-    row = {"auc": auc(score[right & counted], score[~right & counted])}
+    row = {"auc": separation(score[right & counted], score[~right & counted])}
     for share in BEST_SHARES:
         row[f"p_top_{round(100 * share):02}"] = float(right[best[: round(share * len(best))]].mean())
     classes = drawn.files.scores.classes
@@ -89,12 +110,6 @@ def figures(score: Score, drawn: DrawnPool, view: TeacherView) -> dict[str, floa
     shares = counts[counts > 0] / counts.sum()
     row["class_entropy"] = float(-(shares * np.log(shares)).sum() / np.log(classes))
     return row
-
-
-def auc(right: Score, wrong: Score) -> float:
-    """How often a right image scores above a wrong one; equal scores count half."""
-    rank = ranks(np.concatenate([right, wrong])) * (len(right) + len(wrong))
-    return float((rank[: len(right)].sum() - len(right) * (len(right) + 1) / 2) / (len(right) * len(wrong)))
 
 
 def _unit(rows: NDArray[np.floating]) -> NDArray[np.floating]:

@@ -115,9 +115,7 @@ def out_of_fold_scores(halves: Halves, fit: Fit, seed: int) -> tuple[NDArray[np.
     return _score_by_half(halves.positive, halves.positive_half, scorers), pool_score
 
 
-def linear_scores(
-    halves: Halves, seed: int, progress: Progress
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def linear_scores(halves: Halves, seed: int, progress: Progress) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Out-of-fold scores of a linear P-vs-U classifier: of the labelled images [P] and of the pool [N]."""
     count = _StepCount(progress, total=2 * LINEAR_STEPS)
 

@@ -19,9 +19,8 @@ from pu_engine.errors import EngineError
 from pu_engine.jsonform import to_json
 from pu_engine.pool import POOL, pool_folder
 from pu_engine.pool_index import GOOD, index_name, write_index
-from pu_engine.pool_order import gate_is_open, junk_mask
+from pu_engine.pool_order import junk_mask
 from pu_engine.pool_types import Pool, Shard
-from pu_engine.prior import PriorEstimate
 from pu_engine.progress import SilentProgress
 from pu_engine.pu_classifier import pu_scores
 from pu_engine.results import file_sha256
@@ -384,12 +383,6 @@ def test_recovered_logits_have_no_energy_and_that_is_said(tmp_path: Path) -> Non
 )
 def test_the_default_count_grows_with_the_training(pool_images: int, draws: int, expected: int) -> None:
     assert default_count(pool_images, draws) == expected
-
-
-def test_the_gate_needs_an_estimate_that_stands_out_of_its_bound() -> None:
-    assert gate_is_open(PriorEstimate(alpha=0.2, threshold=0.0, bound=0.3))
-    assert not gate_is_open(PriorEstimate(alpha=0.01, threshold=0.0, bound=0.02))
-    assert not gate_is_open(PriorEstimate(alpha=0.09, threshold=0.0, bound=0.4))
 
 
 @pytest.mark.parametrize(
