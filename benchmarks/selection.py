@@ -86,7 +86,9 @@ def run_all(options: argparse.Namespace, sources: Mapping[str, Scored], scorer: 
     for pool in options.pools:
         for seed in range(options.seeds):
             with tempfile.TemporaryDirectory() as work:
-                drawn = draw(pool, sources, options.labelled, sizes, seed, scorer, Path(work))
+                drawn = draw(
+                    pool, sources, a_class=options.labelled, sizes=sizes, seed=seed, scorer=scorer, work=Path(work)
+                )
                 for method in options.methods:
                     row = measured(method, drawn, seed)
                     runs.append({"pool": pool, "method": method, "seed": seed, **row})

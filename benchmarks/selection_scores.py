@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +18,11 @@ from numpy.typing import NDArray
 from benchmarks.selection_images import Sizes, Source
 from pu_engine import intake
 from pu_engine.array_file import ArrayWriter, is_whole
-from pu_engine.jsonform import to_json
 from pu_engine.prefetch import prefetched
 from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest, file_sha256, write_atomic
 from pu_engine.score_files import ScoreFiles
-from pu_engine.scorer import MatchedJpeg, Scorer, open_scorer
+from pu_engine.scorer import Scorer, open_scorer
 from pu_engine.scoring import LABELLED, batches, features_path, logits_path, survey
 from pu_engine.types import File, Folder, IntakeInputs, LabelledFile, LabelledImages, Scores, Teacher
 
@@ -87,7 +87,8 @@ def scored(source: Source, scorer: Scorer, folder: Path, threads: int) -> Scored
     return Scored(source=source, logits=np.load(paths[0]), features=np.load(paths[1]))
 
 
-def draw(pool: str, sources: dict[str, Scored], a_class: int, sizes: Sizes, seed: int, scorer: Scorer, work: Path
+def draw(
+    pool: str, sources: Mapping[str, Scored], *, a_class: int, sizes: Sizes, seed: int, scorer: Scorer, work: Path
 ) -> DrawnPool:  # fmt: skip
     """One pool (`natural`, `mix`, `wild`) with labelled images, all drawn by the seed, as a scoring in `work`."""
     generator = np.random.default_rng([seed, 1])
@@ -114,13 +115,13 @@ def draw(pool: str, sources: dict[str, Scored], a_class: int, sizes: Sizes, seed
     logits = np.concatenate([part.logits[rows] for part, rows in parts])[order]
     features = np.concatenate([part.features[rows] for part, rows in parts])[order]
     arguable = relations[order] == NEAR if pool == "natural" else np.zeros(len(order), dtype=np.bool_)
-    files = _write_scoring(work, sources["labelled"], kept, logits, features, scorer)
+    files = _write_scoring(work, sources["labelled"], kept, logits, features, scorer=scorer)
     return DrawnPool(files=files, right=right[order], arguable=arguable)
 
 
 def _write_scoring(
     work: Path, labelled: Scored, kept: NDArray[np.int64], logits: NDArray[np.float32],
-    features: NDArray[np.float16], scorer: Scorer,
+    features: NDArray[np.float16], *, scorer: Scorer,
 ) -> ScoreFiles:  # fmt: skip
     work.mkdir(parents=True, exist_ok=True)
     teacher: Teacher = scorer.teacher

@@ -112,6 +112,8 @@ def run(inputs: SelectionInputs, out: Path, progress: Progress) -> Selection:
         threshold=float(order.score[picks.picked].min()),
         class_counts=tuple(np.bincount(view.classes[picks.picked], minlength=teacher.classes).tolist()),
         class_available=tuple(np.bincount(view.classes, minlength=teacher.classes).tolist()),
+        prior_bound=order.evidence.prior.bound if order.evidence else None,
+        separated=order.evidence.separated if order.evidence else None,
         warnings=tuple(warnings),
     )
 
