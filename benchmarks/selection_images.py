@@ -100,7 +100,8 @@ def _training_source(name: str, images: list[tuple[str, bytes]]) -> Source:
 def _natural(data: Path, part: str, count: int) -> Source:
     with (data / "truth.csv").open() as file:
         truth = {(row["shard"], row["key"]): row["relation"] for row in csv.DictReader(file)}
-    files, relations = [], []
+    files: list[bytes] = []
+    relations: list[str] = []
     for number in SHARDS[part]:
         shard = f"shard-{number:03}.tar"
         with tarfile.open(data / "pool" / shard) as tar:

@@ -21,7 +21,7 @@ def files(part: str, sources: Sequence[Pixels], count: int, generator: np.random
     """`count` JPEG files, the families of a part in turn, each on a random one of the source images [64, 64, 3]."""
     families = FAMILIES[part]
     for number in range(count):
-        source = sources[generator.integers(len(sources))]
+        source = sources[int(generator.integers(len(sources)))]
         made = families[number % len(families)](source, generator)
         file = io.BytesIO()
         Image.fromarray(made).save(file, "JPEG", quality=int(generator.integers(LEAST_QUALITY, MOST_QUALITY)))
@@ -122,7 +122,7 @@ def polygons(_: Pixels, generator: np.random.Generator) -> Pixels:
     """Flat shapes over each other."""
     image = Image.new("RGB", (SIDE, SIDE), _colour(generator, 0, 256))
     draw = ImageDraw.Draw(image)
-    for _ in range(int(generator.integers(3, 10))):
+    for _corner in range(int(generator.integers(3, 10))):
         corners = [tuple(point) for point in generator.integers(0, SIDE, (int(generator.integers(3, 7)), 2)).tolist()]
         draw.polygon(corners, fill=_colour(generator, 0, 256))
     return np.asarray(image)
@@ -150,7 +150,8 @@ def blend(source: Pixels, generator: np.random.Generator) -> Pixels:
 
 
 def _bytes(values: NDArray[np.floating]) -> Pixels:
-    return np.clip(values, 0, 255).astype(np.uint8)
+    made: Pixels = np.clip(values, 0, 255).astype(np.uint8)
+    return made
 
 
 def _colour(generator: np.random.Generator, low: int, high: int) -> tuple[int, int, int]:

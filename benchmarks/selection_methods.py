@@ -54,7 +54,7 @@ def measured(method: str, drawn: DrawnPool, seed: int) -> dict[str, Any]:
         order = ordered(method, drawn.files, view, seed)
     seconds = time.perf_counter() - started
     score = order.score if isinstance(order, PoolOrder) else order
-    row = figures(score, drawn, view) | {"seconds": round(seconds, 2)}
+    row: dict[str, Any] = figures(score, drawn, view) | {"seconds": round(seconds, 2)}
     if method == "default" and isinstance(order, PoolOrder):
         row |= {"branch": order.name, "why": order.why}
         row |= {"evidence": asdict(order.evidence) if order.evidence else None}
@@ -113,4 +113,4 @@ def figures(score: Score, drawn: DrawnPool, view: TeacherView) -> dict[str, floa
 
 
 def _unit(rows: NDArray[np.floating]) -> NDArray[np.floating]:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9))

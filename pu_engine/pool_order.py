@@ -149,11 +149,10 @@ def _order_with_prior(
     alpha = test.prior.alpha if prior is None else prior
     is_open = gate_is_open(test.prior) if prior is None else prior >= GATE_PRIOR
     found = _found(files.scores.views[test.view], test, prior)
-    warnings: tuple[str, ...] = ()
     if asked == "pu" or is_open:
         score = pu_scores(_halves(files, test.view, seed), alpha, seed, progress)
         why = "it was asked for" if asked == "pu" else f"{found} says that the pool holds the labelled images' source"
-        name = "pu"
+        name, warnings = "pu", ()
     else:
         score, warnings = _e2(files, teacher, pool)
         name, why = "e2", f"{found} does not show images of the labelled images' own source in the pool"
