@@ -21,20 +21,14 @@ from pu_engine.content_scores import (
     squared_distance,
 )
 from pu_engine.errors import EngineError
-from pu_engine.prior import PriorEstimate
 from pu_engine.progress import Progress
-from pu_engine.pu_classifier import LEAST_IMAGES, estimate_prior, make_halves, pu_scores
+from pu_engine.pu_classifier import LEAST_IMAGES, Halves, linear_scores, make_halves, pu_scores
 from pu_engine.quota import random_score
 from pu_engine.score_files import CLEAN_VIEW, ScoreFiles
+from pu_engine.source_test import GATE_PRIOR, SourceTest, gate_is_open, sharpest, source_test
 from pu_engine.types import SelectionOptions
 
 SCORES = ("auto", "e2", "pu", "energy", "relative_mahalanobis", "confidence", "random")
-# Below it no part of the pool looks like the labelled images' own source: .003 to .010 was measured on a natural
-# pool without any, .05 and more where there was one.
-GATE_PRIOR = 0.02
-# Few labelled images push the estimate up: without any image of the source it was .03 with 180 labelled images and
-# .09 with 40, a quarter of its upper bound at most; with a true share of .05 and 180 or more at least a third.
-GATE_SHARE_OF_BOUND = 0.3
 # What fits neither the labelled images nor the pool's main body is dropped, but never more than this: on a natural
 # pool nearly all images lie outside of the labelled images' own range.
 JUNK_SHARE = 0.02
@@ -65,6 +59,7 @@ class PoolOrder:
     why: str
     prior: float | None = None
     prior_given: bool = False
+    evidence: SourceTest | None = None  # where the PU side was asked
     junk: NDArray[np.bool_]
     warnings: tuple[str, ...] = ()
 
@@ -116,11 +111,6 @@ def order_pool(
             return _order_with_prior(files, view, options, seed, progress)
 
 
-def gate_is_open(estimate: PriorEstimate) -> bool:
-    """Whether the pool holds images of the labelled images' own source, so that the PU order can be trusted."""
-    return estimate.alpha >= GATE_PRIOR and estimate.alpha >= GATE_SHARE_OF_BOUND * estimate.bound
-
-
 def junk_mask(to_labelled: Score, to_pool: Score, labelled_reach: float) -> NDArray[np.bool_]:
     """Images beyond the labelled images' reach and far from the pool's main body, at most 2 % of the pool.
 
@@ -142,7 +132,7 @@ def junk_mask(to_labelled: Score, to_pool: Score, labelled_reach: float) -> NDAr
 
 
 def _order_with_prior(
-    files: ScoreFiles, view: TeacherView, options: SelectionOptions, seed: int, progress: Progress
+    files: ScoreFiles, teacher: TeacherView, options: SelectionOptions, seed: int, progress: Progress
 ) -> PoolOrder:
     asked, prior = options.score, options.prior
     pool = moments(files.pool_features(CLEAN_VIEW))
@@ -152,32 +142,45 @@ def _order_with_prior(
         why = f"{positives} labelled and {files.scores.images} pool images are too few to train the PU side"
         if asked == "pu":
             raise EngineError("IMAGES_MISSING", f"{why}.", "Give more images, or choose another score.")
-        score, warnings = _e2(files, view, pool)
+        score, warnings = _e2(files, teacher, pool)
         return PoolOrder(score=score, name="e2", why=why, junk=junk, warnings=warnings)
 
-    halves = make_halves(
-        files.positive_features(files.matched_view),
-        np.array(files.positive_classes),
-        lambda: files.pool_features(files.matched_view),
-        np.random.default_rng(seed),
-    )
-    if prior is None:
-        estimate = estimate_prior(halves, seed, progress)
-        is_open, alpha = gate_is_open(estimate), estimate.alpha
-        found = f"the estimated prior {alpha:.3f} (upper bound {min(1.0, estimate.bound):.3f})"
-    else:
-        is_open, alpha = prior >= GATE_PRIOR, prior
-        found = f"the given prior {alpha:.3f}"
+    test = sharpest([_tested(files, view, seed, progress) for view in range(len(files.scores.views))])
+    alpha = test.prior.alpha if prior is None else prior
+    is_open = gate_is_open(test.prior) if prior is None else prior >= GATE_PRIOR
+    found = _found(files.scores.views[test.view], test, prior)
     if asked == "pu" or is_open:
-        score, warnings = pu_scores(halves, alpha, seed, progress), ()
+        score = pu_scores(_halves(files, test.view, seed), alpha, seed, progress)
         why = "it was asked for" if asked == "pu" else f"{found} says that the pool holds the labelled images' source"
-        name = "pu"
+        name, warnings = "pu", ()
     else:
-        score, warnings = _e2(files, view, pool)
+        score, warnings = _e2(files, teacher, pool)
         name, why = "e2", f"{found} does not show images of the labelled images' own source in the pool"
     return PoolOrder(
-        score=score, name=name, why=why, prior=alpha, prior_given=prior is not None, junk=junk, warnings=warnings
+        score=score, name=name, why=why, prior=alpha, prior_given=prior is not None, evidence=test, junk=junk,
+        warnings=warnings,
+    )  # fmt: skip
+
+
+def _tested(files: ScoreFiles, view: int, seed: int, progress: Progress) -> SourceTest:
+    return source_test(view, *linear_scores(_halves(files, view, seed), seed, progress))
+
+
+def _halves(files: ScoreFiles, view: int, seed: int) -> Halves:
+    return make_halves(
+        files.positive_features(view),
+        np.array(files.positive_classes),
+        lambda: files.pool_features(view),
+        np.random.default_rng(seed),
     )
+
+
+def _found(view: str, test: SourceTest, given: float | None) -> str:
+    if given is not None:
+        return f"the given prior {given:.3f}"
+    bound = min(1.0, test.prior.bound)
+    told = f"{view} view, in which {test.separated:.1%} of labelled images rank above a pool image"
+    return f"the estimated prior {test.prior.alpha:.3f} (upper bound {bound:.3f}; {told})"
 
 
 def _e2(files: ScoreFiles, view: TeacherView, pool: Moments) -> tuple[Score, tuple[str, ...]]:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pu_engine.content_scores import moments
-from pu_engine.prior import PriorEstimate, best_bin_estimate
 from pu_engine.progress import Progress
 from pu_engine.risk import naive_risk, nnpu_risk
 
@@ -116,8 +115,8 @@ def out_of_fold_scores(halves: Halves, fit: Fit, seed: int) -> tuple[NDArray[np.
     return _score_by_half(halves.positive, halves.positive_half, scorers), pool_score
 
 
-def estimate_prior(halves: Halves, seed: int, progress: Progress) -> PriorEstimate:
-    """Best bin estimate on the out-of-fold scores of a linear P-vs-U classifier."""
+def linear_scores(halves: Halves, seed: int, progress: Progress) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Out-of-fold scores of a linear P-vs-U classifier: of the labelled images [P] and of the pool [N]."""
     count = _StepCount(progress, total=2 * LINEAR_STEPS)
 
     def fit(positive: Tensor, unlabelled: Tensor, generator: torch.Generator) -> Scorer:
@@ -133,7 +132,7 @@ def estimate_prior(halves: Halves, seed: int, progress: Progress) -> PriorEstima
             count.advance()
         return score
 
-    return best_bin_estimate(*out_of_fold_scores(halves, fit, seed))
+    return out_of_fold_scores(halves, fit, seed)
 
 
 def pu_scores(

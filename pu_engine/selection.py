@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from pu_engine.errors import EngineError
 from pu_engine.pool import open_pool
-from pu_engine.pool_order import GATE_PRIOR, SCORES, PoolOrder, TeacherView, order_pool, teacher_view
+from pu_engine.pool_order import SCORES, PoolOrder, TeacherView, order_pool, teacher_view
 from pu_engine.progress import Progress
 from pu_engine.quota import class_quotas, pick_above, pick_balanced, pick_top
 from pu_engine.results import load
 from pu_engine.score_files import ScoreFiles, open_score_files
+from pu_engine.source_test import GATE_PRIOR
 from pu_engine.training import repeatable
 from pu_engine.types import Selection, SelectionInputs, SelectionOptions, Teacher
 
@@ -111,6 +112,8 @@ def run(inputs: SelectionInputs, out: Path, progress: Progress) -> Selection:
         threshold=float(order.score[picks.picked].min()),
         class_counts=tuple(np.bincount(view.classes[picks.picked], minlength=teacher.classes).tolist()),
         class_available=tuple(np.bincount(view.classes, minlength=teacher.classes).tolist()),
+        prior_bound=order.evidence.prior.bound if order.evidence else None,
+        separated=order.evidence.separated if order.evidence else None,
         warnings=tuple(warnings),
     )
 

@@ -224,6 +224,10 @@ class Selection:
     threshold: float  # the lowest picked score
     class_counts: tuple[int, ...]  # picked images for each output index
     class_available: tuple[int, ...]
+    # The source test, where the PU side was asked: the prior's upper bound, and how often a labelled image ranks above
+    # a pool image.
+    prior_bound: float | None = None
+    separated: float | None = None
     warnings: tuple[str, ...] = ()
 
 

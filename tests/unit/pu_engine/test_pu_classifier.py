@@ -7,8 +7,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from pu_engine.prior import best_bin_estimate
 from pu_engine.progress import SilentProgress
-from pu_engine.pu_classifier import Halves, estimate_prior, make_halves, out_of_fold_scores, pu_scores
+from pu_engine.pu_classifier import Halves, linear_scores, make_halves, out_of_fold_scores, pu_scores
 
 WIDTH = 16
 Rows = NDArray[np.float32]
@@ -47,12 +48,12 @@ def mixture(share: float, positives: int = 400, images: int = 6000) -> tuple[Hal
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5])
 def test_the_prior_of_a_mixture_is_estimated(share: float) -> None:
     halves, _ = mixture(share)
-    assert estimate_prior(halves, 0, SilentProgress()).alpha == pytest.approx(share, abs=0.03)
+    assert best_bin_estimate(*linear_scores(halves, 0, SilentProgress())).alpha == pytest.approx(share, abs=0.03)
 
 
 def test_the_prior_of_a_disjoint_source_is_near_zero() -> None:
     halves, _ = mixture(0.0)
-    assert estimate_prior(halves, 0, SilentProgress()).alpha < 0.02
+    assert best_bin_estimate(*linear_scores(halves, 0, SilentProgress())).alpha < 0.02
 
 
 def test_images_of_the_source_come_first() -> None:
@@ -118,7 +119,7 @@ def test_a_repeated_run_gives_equal_scores_and_another_seed_others() -> None:
 def test_degenerate_features_and_two_labelled_images_stay_finite() -> None:
     constant = np.full((30, 4), 2.0, dtype=np.float32)
     halves = halves_of(constant[:2], constant)
-    assert np.isfinite(estimate_prior(halves, 0, SilentProgress()).alpha)
+    assert np.isfinite(best_bin_estimate(*linear_scores(halves, 0, SilentProgress())).alpha)
     assert np.isfinite(pu_scores(halves, 0.0, 0, SilentProgress(), steps=5)).all()
 
 

@@ -19,9 +19,8 @@ from pu_engine.errors import EngineError
 from pu_engine.jsonform import to_json
 from pu_engine.pool import POOL, pool_folder
 from pu_engine.pool_index import GOOD, index_name, write_index
-from pu_engine.pool_order import gate_is_open, junk_mask
+from pu_engine.pool_order import junk_mask
 from pu_engine.pool_types import Pool, Shard
-from pu_engine.prior import PriorEstimate
 from pu_engine.progress import SilentProgress
 from pu_engine.pu_classifier import pu_scores
 from pu_engine.results import file_sha256
@@ -261,6 +260,10 @@ def test_auto_takes_the_teachers_order_where_the_source_is_absent(tmp_path: Path
     assert selection.score == "e2"
     assert selection.prior is not None
     assert selection.prior < 0.02
+    assert selection.prior_bound is not None
+    assert selection.prior < 0.45 * selection.prior_bound
+    assert selection.separated is not None
+    assert f"{selection.separated:.1%} of labelled images" in selection.why
     assert any("hardly any pool image" in warning for warning in selection.warnings)
 
 
@@ -272,6 +275,24 @@ def test_auto_takes_the_pu_order_where_the_source_is_present(tmp_path: Path, mon
     assert selection.prior == pytest.approx(0.25, abs=0.05)
     own = case.pool_features[:, -4:].mean(axis=1) > 1.8  # the shift is about 3.5 there
     assert own[table["picked"].to_numpy()].mean() > 0.95
+
+
+def test_the_view_that_shows_the_source_is_heard(tmp_path: Path) -> None:
+    inputs = write_case(tmp_path, make_case(images=3000), SelectionOptions())
+    for path in (tmp_path / "scoring").glob("shard-*.features.npy"):
+        features = np.load(path)
+        labelled = np.load(tmp_path / "scoring" / "labelled.features.npy")
+        features[:, 1] = labelled[np.arange(len(features)) % len(labelled), 1]  # the matched view hides it
+        np.save(path, features)
+    (tmp_path / "out").mkdir()
+    selection = run(inputs, tmp_path / "out", SilentProgress())
+    assert selection.score == "e2"
+    assert "clean view" in selection.why
+
+
+def test_a_score_without_a_prior_makes_no_source_test(tmp_path: Path) -> None:
+    selection, _ = select(tmp_path, make_case(), SelectionOptions(score="energy", count=30))
+    assert (selection.prior, selection.prior_bound, selection.separated) == (None, None, None)
 
 
 def test_a_given_prior_is_used_and_said(tmp_path: Path) -> None:
@@ -384,12 +405,6 @@ def test_recovered_logits_have_no_energy_and_that_is_said(tmp_path: Path) -> Non
 )
 def test_the_default_count_grows_with_the_training(pool_images: int, draws: int, expected: int) -> None:
     assert default_count(pool_images, draws) == expected
-
-
-def test_the_gate_needs_an_estimate_that_stands_out_of_its_bound() -> None:
-    assert gate_is_open(PriorEstimate(alpha=0.2, threshold=0.0, bound=0.3))
-    assert not gate_is_open(PriorEstimate(alpha=0.01, threshold=0.0, bound=0.02))
-    assert not gate_is_open(PriorEstimate(alpha=0.09, threshold=0.0, bound=0.4))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,116 @@
+"""The scores that are compared, each from a pool's scoring, and the figures that compare them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.selection_scores import DrawnPool
+from pu_engine.content_scores import separation
+from pu_engine.pool_order import PoolOrder, TeacherView, order_pool, teacher_view
+from pu_engine.progress import SilentProgress
+from pu_engine.pu_classifier import linear_scores, make_halves
+from pu_engine.score_files import CLEAN_VIEW, ScoreFiles
+from pu_engine.source_test import sharpest, source_test
+from pu_engine.training import repeatable
+from pu_engine.types import SelectionOptions
+
+BY_THE_ENGINE = {
+    "random": "random",
+    "confidence": "confidence",
+    "energy": "energy",
+    "relative mahalanobis": "relative_mahalanobis",
+    "e2": "e2",
+    "nnpu": "pu",
+    "default": "auto",
+}
+METHODS = (
+    "random",
+    "confidence",
+    "energy",
+    "relative mahalanobis",
+    "k-nearest",
+    "e2",
+    "naive p-vs-u",
+    "nnpu",
+    "default",
+)
+BEST_SHARES = (0.05, 0.10, 0.20)
+NEIGHBOURS = 5
+
+Score = NDArray[np.float64]
+
+
+def measured(method: str, drawn: DrawnPool, seed: int) -> dict[str, Any]:
+    """One row: the figures of a method on a pool, and for `default` what it decided by."""
+    started = time.perf_counter()
+    view = teacher_view(drawn.files)
+    with repeatable(threads=1):
+        order = ordered(method, drawn.files, view, seed)
+    seconds = time.perf_counter() - started
+    score = order.score if isinstance(order, PoolOrder) else order
+    row: dict[str, Any] = figures(score, drawn, view) | {"seconds": round(seconds, 2)}
+    if method == "default" and isinstance(order, PoolOrder):
+        row |= {"branch": order.name, "why": order.why}
+        row |= {"evidence": asdict(order.evidence) if order.evidence else None}
+    return row
+
+
+def ordered(method: str, files: ScoreFiles, view: TeacherView, seed: int) -> PoolOrder | Score:
+    """A method's score of each pool image."""
+    if method in BY_THE_ENGINE:
+        return order_pool(files, view, SelectionOptions(score=BY_THE_ENGINE[method]), seed, SilentProgress())
+    if method == "k-nearest":
+        return nearest(files)
+    return naive(files, seed)
+
+
+def naive(files: ScoreFiles, seed: int) -> Score:
+    """Labelled against pool images, linearly, on the view that the source test hears, [N]."""
+    found = []
+    for view in range(len(files.scores.views)):
+        halves = make_halves(
+            files.positive_features(view),
+            np.array(files.positive_classes),
+            partial(files.pool_features, view),
+            np.random.default_rng(seed),
+        )
+        found.append(linear_scores(halves, seed, SilentProgress()))
+    tests = [source_test(view, labelled, pool) for view, (labelled, pool) in enumerate(found)]
+    return found[sharpest(tests).view][1]
+
+
+def nearest(files: ScoreFiles) -> Score:
+    """Mean cosine of the last tap to the five nearest labelled images, [N]."""
+    columns = slice(-files.last_tap_width, None)
+    labelled = _unit(files.positive_features(CLEAN_VIEW)[:, columns])
+    found = []
+    for chunk in files.pool_features(CLEAN_VIEW):
+        cosine = _unit(chunk[:, columns]) @ labelled.T
+        found.append(np.partition(cosine, -NEIGHBOURS, axis=1)[:, -NEIGHBOURS:].mean(axis=1))
+    return np.concatenate(found).astype(np.float64)
+
+
+def figures(score: Score, drawn: DrawnPool, view: TeacherView) -> dict[str, float]:
+    """AUC without the arguable images; precision among the best shares of the pool, in which these are wrong; and
+    how evenly the teacher's classes are among the best tenth (1: all alike).
+    """
+    right, counted = drawn.right, ~drawn.arguable
+    best = np.argsort(-score, kind="stable")
+    row = {"auc": separation(score[right & counted], score[~right & counted])}
+    for share in BEST_SHARES:
+        row[f"p_top_{round(100 * share):02}"] = float(right[best[: round(share * len(best))]].mean())
+    classes = drawn.files.scores.classes
+    counts = np.bincount(view.classes[best[: len(best) // 10]], minlength=classes)
+    shares = counts[counts > 0] / counts.sum()
+    row["class_entropy"] = float(-(shares * np.log(shares)).sum() / np.log(classes))
+    return row
+
+
+def _unit(rows: NDArray[np.floating]) -> NDArray[np.floating]:
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9))
