@@ -62,7 +62,7 @@ SCORING = Stage(
 SELECTION = Stage(
     name="selection",
     module="pu_engine.selection",
-    schema=1,
+    schema=2,
     needs=("intake", "scoring"),
     reads=(
         "pool",
