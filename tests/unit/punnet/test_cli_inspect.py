@@ -50,7 +50,11 @@ def test_findings_are_shown_in_words(capsys: pytest.CaptureFixture[str], monkeyp
 
 
 def test_names_are_no_markup(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = printed(capsys, monkeypatch)
+    confusion = {"label": "[red]airplane", "predicted": "[/b]ship", "images": 1, "of": 2}
+    tried = CONVENTION | {"name": "[red]RGB"}
+    shown = printed(capsys, monkeypatch, scalar_inputs={"[/b]keep": 1.0}, confusions=[confusion], hypotheses=[tried])
+    for text in ("input [/b]keep", "[red]airplane", "taken for [/b]ship", "[red]RGB (tied)"):
+        assert text in shown, text
     assert "0 [bold]0" in shown
     assert "[red]few images" in shown
 
