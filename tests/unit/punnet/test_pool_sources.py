@@ -93,6 +93,16 @@ def test_pool_without_images_is_refused(tmp_path: Path) -> None:
         list(pool_tars([tmp_path], tmp_path))
 
 
+def test_sources_without_any_image_say_so(tmp_path: Path, scratch: Path) -> None:
+    write_tar([], tmp_path / "none.tar")
+    (tmp_path / "tables").mkdir()
+    table = write_parquet(tmp_path / "tables" / "none.parquet", image=pa.array([], pa.binary()))
+    for source in (tmp_path / "none.tar", table, table.parent):
+        with pytest.raises(InvalidPool, match=f"There are no images in {source}") as caught:
+            list(pool_tars([source], scratch))
+        assert caught.value.code == "POOL_INVALID"
+
+
 def test_pool_with_a_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pool").mkdir()
     (tmp_path / "pool" / "a.jpg").symlink_to("/etc/hostname")
