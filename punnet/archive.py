@@ -79,7 +79,7 @@ def _folder_members(folder: Path) -> list[Member]:
     if not folder.is_dir():
         raise make_error(
             "IMAGES_MISSING",
-            f"There is no folder {folder}.",
+            f"{folder} is a file." if folder.exists() else f"There is no folder {folder}.",
             "--images takes a folder that holds a folder of images for each label.",
             {"folder": str(folder)},
         )

@@ -115,3 +115,8 @@ def test_missing_folder_and_no_images_say_so(tmp_path: Path) -> None:
         with pytest.raises(InvalidImages) as caught:
             pack_labelled(source, tmp_path / "t.tar")
         assert caught.value.code == "IMAGES_MISSING"
+
+
+def test_file_in_place_of_the_folder_is_called_one(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidImages, match=r"a\.jpg is a file\."):
+        pack_labelled(images / "cat" / "a.jpg", tmp_path / "t.tar")
