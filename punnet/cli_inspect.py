@@ -32,6 +32,7 @@ def inspect(
     input_height: o.InputHeight = None,
     input_width: o.InputWidth = None,
     fit: o.Fit = None,
+    class_names: o.ClassNames = None,
     taps: o.Taps = None,
     seed: o.Seed = None,
     html: Annotated[
