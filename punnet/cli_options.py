@@ -68,7 +68,7 @@ Data = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
-TeacherFile = Annotated[Path, typer.Argument(metavar="TEACHER.onnx", help="The model to compress.")]
+TeacherFile = Annotated[Path, typer.Argument(metavar="TEACHER.onnx", help="The teacher, as ONNX.")]
 Images = Annotated[Path, typer.Option("--images", metavar="DIR", help="A folder with a folder of images a label.")]
 PoolName = Annotated[str, typer.Option("--pool", metavar="NAME", help="The pool of unlabelled images.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, or the start of one.")]
