@@ -59,10 +59,13 @@ def write_tar(members: Iterable[Member], tar: Path) -> None:
     """Writes a plain tar, sorted by name, without times, owners or modes of the user's files.
 
     Raises:
-        InvalidImages: ARCHIVE_REJECTED where a source is a link or not a regular file.
+        InvalidImages: ARCHIVE_REJECTED where a source is a link or not a regular file, or has a name that no appliance
+            takes.
     """
     with tarfile.open(tar, "w", format=tarfile.PAX_FORMAT) as archive:
         for member in sorted(members, key=lambda m: m.name):
+            if not _sendable(member.name):
+                raise _unsendable(member)
             header = tarfile.TarInfo(member.name)
             if isinstance(member.source, bytes):
                 header.size = len(member.source)
@@ -79,7 +82,7 @@ def _folder_members(folder: Path) -> list[Member]:
     if not folder.is_dir():
         raise make_error(
             "IMAGES_MISSING",
-            f"There is no folder {folder}.",
+            f"{folder} is a file." if folder.exists() else f"There is no folder {folder}.",
             "--images takes a folder that holds a folder of images for each label.",
             {"folder": str(folder)},
         )
@@ -118,14 +121,35 @@ def _source(image: Image) -> Path | bytes:
 
 
 def _label(label: str) -> str:
-    if not 1 <= len(label) <= LABEL_CHARACTERS or "/" in label or "\0" in label or label in (".", ".."):
+    if not 1 <= len(label) <= LABEL_CHARACTERS or "/" in label or label in (".", "..") or not _sendable(label):
         raise make_error(
             "ARCHIVE_REJECTED",
-            f"{label[:LABEL_CHARACTERS]!r} can't be a label: 1 to {LABEL_CHARACTERS} characters without '/' can.",
+            f"{label[:LABEL_CHARACTERS]!r} can't be a label: 1 to {LABEL_CHARACTERS} printable characters "
+            "without '/' and '\\' can.",
             "Rename the class.",
             {"label": label[:LABEL_CHARACTERS]},
         )
     return label
+
+
+def _sendable(name: str) -> bool:
+    """Whether the appliance takes a name; bytes of a file's name that are no UTF-8 are not printable either."""
+    return name.isprintable() and "\\" not in name
+
+
+def _unsendable(member: Member) -> Exception:
+    """The error of a name that is not sendable, with the file or folder to rename."""
+    if isinstance(member.source, bytes):
+        what, remedy = repr(member.name), "Rename it."
+    else:
+        bad = next((p for p in (member.source, *member.source.parents) if not _sendable(p.name)), member.source)
+        what, remedy = repr(str(member.source)), f"Rename {bad.name!r} in the folder {str(bad.parent)!r}."
+    return make_error(
+        "ARCHIVE_REJECTED",
+        f"{what} can't be sent under its name: every character has to be printable, and none '\\'.",
+        remedy,
+        {"member": member.name.encode("utf-8", "backslashreplace").decode()},
+    )
 
 
 def visible(folder: Path) -> Iterator[Path]:

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from punnet import cli_options as o
-from punnet.cli_output import bytes_text, notices, percent_text, print_document, print_facts, print_table
+from punnet.cli_output import bytes_text, percent_text, print_document, print_facts, print_table
+from punnet.cli_page import check_writable
 from punnet.cli_progress import finished_document, transfer_bar
 from punnet.client import Client
-from punnet.errors import InvalidRequest
 
 INSPECTION, PAGE = "inspection.json", "inspection.html"
 HYPOTHESES_SHOWN, CLASSES_SHOWN, OPERATORS_SHOWN, REFUSALS_SHOWN, CONFUSIONS_SHOWN = 8, 12, 8, 4, 5
@@ -32,6 +32,7 @@ def inspect(
     input_height: o.InputHeight = None,
     input_width: o.InputWidth = None,
     fit: o.Fit = None,
+    class_names: o.ClassNames = None,
     taps: o.Taps = None,
     seed: o.Seed = None,
     html: Annotated[
@@ -47,27 +48,11 @@ def inspect(
     with Client(server, data=data) as client:
         with transfer_bar("uploading") as progress:
             job = client.inspect(teacher, images, progress=progress, **o.stated_of_teacher(ctx))
-        document = finished_document(client, job, INSPECTION, keep={PAGE: html} if html is not None else None)
+        document = finished_document(client, job, INSPECTION, pages={PAGE: html} if html is not None else None)
     if as_json:
         print_document(document)
     else:
         print_inspection(document)
-    if html is not None:
-        notices().print(f"The page is {html}", soft_wrap=True, markup=False, highlight=False)
-
-
-def check_writable(path: Path) -> None:
-    """Returns where a file can be put there, so that no job runs for a page that has no place.
-
-    Raises:
-        InvalidRequest: REQUEST_INVALID.
-    """
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        what = f"{path} is a folder" if path.is_dir() else f"There is no folder {path.absolute().parent}"
-        raise InvalidRequest(
-            f"{what}.", code="REQUEST_INVALID", remedy="Give --html a file in a folder that is there.",
-            details={"path": str(path)},
-        )  # fmt: skip
 
 
 def print_inspection(document: Mapping[str, Any]) -> None:

@@ -23,6 +23,34 @@ def numbers(text: str | None) -> list[float] | None:
         raise typer.BadParameter(f"{text!r} is not a list of numbers separated by commas") from error
 
 
+def lines(text: str | None) -> list[str] | None:
+    """The lines of the UTF-8 text file of this name, without what is empty at its end.
+
+    Raises:
+        InvalidRequest: REQUEST_INVALID where it can't be read, has none, or has an empty one before others.
+    """
+    if text is None:
+        return None
+    try:
+        content = Path(text).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else f"it is no UTF-8 at byte {error.start}"
+        raise _no_names(text, f"{text} can't be read: {why}.") from error
+    found = [line.strip() for line in content.rstrip().split("\n")]
+    if "" in found:
+        raise _no_names(text, f"Line {found.index('') + 1} of {text} is empty.")
+    return found
+
+
+def _no_names(file: str, message: str) -> Exception:
+    return make_error(
+        "REQUEST_INVALID",
+        message,
+        "Give --class-names a text file with one name a line, in the order of the teacher's outputs.",
+        {"path": file},
+    )
+
+
 def _choice(keyword: str, what: str) -> str:
     """Help of an option with a fixed choice. The names are checked with the request, for every kind of client."""
     return f"{what}: {', '.join(names(keyword))}."
@@ -40,7 +68,7 @@ Data = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
-TeacherFile = Annotated[Path, typer.Argument(metavar="TEACHER.onnx", help="The model to compress.")]
+TeacherFile = Annotated[Path, typer.Argument(metavar="TEACHER.onnx", help="The teacher, as ONNX.")]
 Images = Annotated[Path, typer.Option("--images", metavar="DIR", help="A folder with a folder of images a label.")]
 PoolName = Annotated[str, typer.Option("--pool", metavar="NAME", help="The pool of unlabelled images.")]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, or the start of one.")]
@@ -79,6 +107,16 @@ Taps = Annotated[
         metavar="NAME",
         rich_help_panel=_TEACHER,
         help="A tensor to take as features, in place of those that are chosen; may be repeated.",
+    ),
+]
+ClassNames = Annotated[
+    str | None,
+    typer.Option(
+        "--class-names",
+        metavar="FILE",
+        callback=lines,
+        rich_help_panel=_TEACHER,
+        help="A name a line, in the order of the teacher's outputs.",
     ),
 ]
 

@@ -33,12 +33,12 @@ def print_document(document: Mapping[str, Any]) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table on stdout."""
-    table = Table(title=title, title_justify="left")
+    """A table on stdout. Every text is shown as it is: names of users and models may look like markup."""
+    table = Table(title=Text(title, style="table.title"), title_justify="left")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(Text(column), overflow="fold")
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(Text(str(cell)) for cell in row))
     results().print(table)
 
 
@@ -48,7 +48,7 @@ def print_facts(title: str, rows: Sequence[tuple[str, str]]) -> None:
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in rows:
-        grid.add_row(name, Text(value))
+        grid.add_row(Text(name), Text(value))
     console = results()
     console.print(Text(title, style="bold"))
     console.print(Padding(grid, (0, 0, 1, 2)))

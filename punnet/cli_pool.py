@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 
 from punnet import cli_options as o
 from punnet.cli_output import bytes_text, print_document, print_table, results
+from punnet.cli_page import check_writable, place
 from punnet.cli_progress import run_to_end, transfer_bar
 from punnet.client import Client
 from punnet.v1 import pool_pb2
@@ -122,6 +122,8 @@ def info(
     as_json: o.AsJson = False,
 ) -> None:
     """Show one pool."""
+    if html is not None:
+        check_writable(html)
     with Client(server, data=data) as client:
         pool = client.pool(name)
         summary = _write_page(client, name, html) if html is not None else {}
@@ -165,8 +167,7 @@ def _write_page(client: Client, name: str, html: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="punnet-") as scratch:
         client.download(job.id, scratch)
         summary: dict[str, Any] = json.loads((Path(scratch) / "pool-summary.json").read_text())
-        html.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(Path(scratch) / "pool.html", html)
+        place(Path(scratch) / "pool.html", html)
     return {key: summary[key] for key in ("formats", "short_side_pixels", "bytes", "bad_reasons")}
 
 

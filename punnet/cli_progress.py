@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from punnet.blobs import Transfer, TransferProgress
 from punnet.cli_output import notices, seconds_text, stage_state
+from punnet.cli_page import place
 from punnet.client import Client
 from punnet.errors_from_rpc import error_from_job
 from punnet.job import Job
@@ -60,18 +60,20 @@ def run_to_end(client: Client, job_id: str, *, then: str = "") -> job_pb2.Job:
     return job
 
 
-def finished_document(client: Client, job: Job, name: str, *, keep: Mapping[str, Path] | None = None) -> dict[str, Any]:
+def finished_document(
+    client: Client, job: Job, name: str, *, pages: Mapping[str, Path] | None = None
+) -> dict[str, Any]:
     """Waits for a job and reads the one JSON artifact that it is there for.
 
     Args:
-        keep: further artifacts by name, and the files that they become.
+        pages: further artifacts by name, and the files that they become.
     """
     run_to_end(client, job.id)
     with tempfile.TemporaryDirectory(prefix="punnet-") as folder:
         client.download(job.id, folder)
         document: dict[str, Any] = json.loads((Path(folder) / name).read_text())
-        for artifact, path in (keep or {}).items():
-            shutil.copyfile(Path(folder) / artifact, path)
+        for artifact, path in (pages or {}).items():
+            place(Path(folder) / artifact, path)
     return document
 
 

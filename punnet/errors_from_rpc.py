@@ -14,6 +14,11 @@ from punnet.v1 import job_pb2
 
 # Where a server puts a google.rpc.Status that says more than code and text.
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
+# What gRPC makes of a status that a Punnet server never sends without its code: 404 of another HTTP server, a proxy's
+# 401 or 403, any other HTTP status, a method that is not there.
+FOREIGN = frozenset(
+    {StatusCode.UNIMPLEMENTED, StatusCode.UNAUTHENTICATED, StatusCode.PERMISSION_DENIED, StatusCode.UNKNOWN}
+)
 _Detail = TypeVar("_Detail", bound=Message)
 
 
@@ -36,6 +41,13 @@ def error_from_rpc(error: AioRpcError, address: str) -> PunnetError:
             f"The server at {address} did not answer in time.",
             "It may be busy: try again in a moment.",
             {"address": address},
+        )
+    if error.code() in FOREIGN:
+        return make_error(
+            "UNAVAILABLE",
+            f"What answers at {address} is no Punnet server of this version: {error.code().name}: {text}.",
+            "Check the address (--server or PUNNET_SERVER) and the versions on both sides; `punnet doctor` says them.",
+            {"address": address, "status": error.code().name},
         )
     return make_error(
         "INTERNAL",

@@ -72,7 +72,7 @@ def _beside(teacher: Path, location: str) -> Path:
     if not file.is_file():
         raise make_error(
             "MODEL_EXTERNAL_DATA",
-            f"{teacher.name} keeps weights in {location!r}, which is not in {teacher.parent}.",
+            f"{teacher.name} keeps weights in {location!r}, which is not in the folder {teacher.parent.resolve()}.",
             "Put that file beside the model.",
             {"location": location},
         )

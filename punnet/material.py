@@ -43,9 +43,8 @@ def gather_material(
     """
     source = teacher if isinstance(teacher, bytes) else Path(teacher)
     if isinstance(source, Path) and not source.is_file():
-        raise make_error(
-            "MODEL_MALFORMED", f"There is no file {source}.", "Give the path of an .onnx file.", {"path": str(source)}
-        )
+        what = f"{source} is a folder." if source.is_dir() else f"There is no file {source}."
+        raise make_error("MODEL_MALFORMED", what, "Give the path of an .onnx file.", {"path": str(source)})
     model = blob_of(source)
     data = {location: blob_of(file) for location, file in _external(source, external_data).items()}
     tar = scratch / "images.tar"

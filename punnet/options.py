@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypedDict, TypeVar
 
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from punnet.errors import InvalidRequest
@@ -111,13 +112,20 @@ _ENUMS: Mapping[str, tuple[_Enum, str]] = {
 }
 # Numbers for which 0 means something of its own; for the others the contract reads 0 as "left out".
 _ZERO_COUNTS = frozenset({"label_weight", "threshold", "seed"})
+# What a message's field can hold at all; tighter limits are the appliance's to say.
+_BOUNDS: Mapping[int, tuple[int, int]] = {
+    FieldDescriptor.TYPE_INT32: (-(2**31), 2**31 - 1),
+    FieldDescriptor.TYPE_INT64: (-(2**63), 2**63 - 1),
+}
+SEEDS = (0, 2**31 - 1)
 
 
 def compress_request(pool: str, options: CompressOptions) -> compression_pb2.CompressRequest:
     """The request of a compression or plan, but for its teacher and images.
 
     Raises:
-        InvalidRequest: a keyword's value is not one of its names, or a 0 that would be read as left out.
+        InvalidRequest: a keyword's value is not one of its names, a 0 that would be read as left out, or a number that
+            its field can't hold.
     """
     return compression_pb2.CompressRequest(
         request_id=options.get("request_id", "") or fresh_request_id(),
@@ -127,7 +135,7 @@ def compress_request(pool: str, options: CompressOptions) -> compression_pb2.Com
         selection=_group(options_pb2.SelectionOptions, options),
         distillation=_group(options_pb2.DistillationOptions, options),
         export=_group(options_pb2.ExportOptions, options),
-        seed=options.get("seed", 0),
+        seed=_within("seed", options.get("seed", 0), SEEDS),
         validate_only=options.get("validate_only", False),
     )
 
@@ -141,7 +149,7 @@ def inspect_request(options: InspectOptions) -> catalogue_pb2.InspectTeacherRequ
     return catalogue_pb2.InspectTeacherRequest(
         request_id=options.get("request_id", "") or fresh_request_id(),
         preprocessing=_group(options_pb2.Preprocessing, options),
-        seed=options.get("seed", 0),
+        seed=_within("seed", options.get("seed", 0), SEEDS),
     )
 
 
@@ -163,11 +171,12 @@ def shrink_of(short_side: int | None, quality: int | None) -> pool_pb2.Shrink | 
     """How large images are stored smaller; None where they are not.
 
     Raises:
-        InvalidRequest: a quality without a short side, or a 0 that would be read as left out.
+        InvalidRequest: a quality without a short side, a 0 that would be read as left out, or a number beyond 32 bits.
     """
     if short_side is None and quality is None:
         return None
-    if not short_side or quality == 0:
+    limit = _BOUNDS[FieldDescriptor.TYPE_INT32][1]
+    if not short_side or quality == 0 or max(abs(short_side), abs(quality or 0)) > limit:
         raise InvalidRequest(
             f"Images can't be shrunk to a short side of {short_side} pixels with quality {quality}.",
             code="REQUEST_INVALID",
@@ -185,7 +194,12 @@ def names(keyword: str) -> list[str]:
 
 def _group(message: type[_M], options: Mapping[str, Any]) -> _M:
     stated = {field: keyword for field, keyword in _FIELDS[message].items() if keyword in options}
-    return message(**{field: _value(keyword, options[keyword]) for field, keyword in stated.items()})
+    values = {field: _value(keyword, options[keyword]) for field, keyword in stated.items()}
+    for field, value in values.items():
+        bounds = _BOUNDS.get(message.DESCRIPTOR.fields_by_name[field].type)
+        if bounds is not None:
+            _within(stated[field], value, bounds)
+    return message(**values)
 
 
 def _value(keyword: str, value: Any) -> Any:
@@ -197,6 +211,18 @@ def _value(keyword: str, value: Any) -> Any:
             code="REQUEST_INVALID",
             remedy=f"Give a {keyword} above 0, or leave it out for the default.",
             details={"option": keyword},
+        )
+    return value
+
+
+def _within(keyword: str, value: int, bounds: tuple[int, int]) -> int:
+    low, high = bounds
+    if not low <= value <= high:
+        raise InvalidRequest(
+            f"{keyword} is {value}.",
+            code="REQUEST_INVALID",
+            remedy=f"Give a {keyword} of {low} to {high}.",
+            details={"option": keyword, "value": str(value)},
         )
     return value
 

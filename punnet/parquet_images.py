@@ -48,7 +48,8 @@ def parquet_members(file: Path, name: str) -> Iterator[Member]:
                 for value in batch.column(0).to_pylist():
                     yield _member(file, name, row, value)
                     row += 1
-    except pa.ArrowException as error:
+    # pyarrow also has plain OSErrors for damaged pages, and a path's text is decoded as it is read
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise make_error(
             "POOL_INVALID",
             f"{file} can't be read as Parquet behind row {row}: {error}",
@@ -89,7 +90,7 @@ def _member(file: Path, name: str, row: int, value: Any) -> Member:
             "Embed the images in the file (`embed_external_files` of datasets), or give the image files themselves.",
             {"path": str(file), "row": str(row)},
         )
-    suffix = PurePosixPath(path or "").suffix.lower()
+    suffix = PurePosixPath(path).suffix.lower() if isinstance(path, str) else ""
     if suffix not in KNOWN_SUFFIXES:
         suffix = ".png" if data.startswith(PNG_START) else ".jpg"
     return Member(name=f"{name}/{row:08}{suffix}", source=data)

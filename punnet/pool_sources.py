@@ -38,11 +38,17 @@ def pool_tars(sources: Sequence[Path | str], scratch: Path) -> Iterator[Path]:
     packed = itertools.count()
     for source in sources:
         contents = _remote_contents(source, scratch) if is_url(source) else _local_contents(Path(source))
-        yield from contents.tars
+        found = False
+        for tar in contents.tars:
+            found = True
+            yield tar
         for group in _groups(contents.members):
+            found = True
             tar = scratch / f"pool-{next(packed):05}.tar"
             write_tar(group, tar)
             yield tar
+        if not found:  # Parquet files without rows
+            raise _empty(source)
 
 
 def _local_contents(source: Path) -> _Contents:
@@ -97,6 +103,15 @@ def _nothing(source: str) -> Exception:
     )
 
 
+def _empty(source: Path | str) -> Exception:
+    return make_error(
+        "POOL_INVALID",
+        f"There are no images in {source}.",
+        "Give a tar or a Parquet file that holds some, or the folder that does.",
+        {"path": str(source)},
+    )
+
+
 def _files_below(folder: Path) -> list[Path]:
     """Every visible regular file below a folder, sorted."""
     if folder.is_symlink() or not folder.is_dir():
@@ -120,6 +135,8 @@ def _files_below(folder: Path) -> list[Path]:
 def _plain_tar(path: Path) -> Path:
     with path.open("rb") as file:
         header = file.read(BLOCK_BYTES)
+    if header == bytes(BLOCK_BYTES):  # the mark of a tar's end
+        raise _empty(path)
     if path.is_symlink() or header[257:262] != b"ustar":
         raise make_error(
             "POOL_INVALID",

@@ -55,9 +55,8 @@ def ensure(data: Path) -> str:
     """The address of the data folder's server, which is started where none answers.
 
     Raises:
-        ServerUnavailable: SERVER_START_FAILED with the log's last lines.
+        ServerUnavailable: SERVER_START_FAILED with the log's last lines, or where the folder can't be used.
     """
-    data.mkdir(mode=0o700, parents=True, exist_ok=True)
     address = f"unix:{socket_path(data)}"
     with _starting(data):
         for known in {address, recorded_address(data) or address}:
@@ -102,7 +101,15 @@ def missing_packages() -> list[str]:
 @contextmanager
 def _starting(data: Path) -> Iterator[None]:
     """One client at a time looks and starts; the others find its server. Not the server's own lock, which it holds."""
-    descriptor = os.open(data / "start.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(data / "start.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise _failed(
+            f"{data} can't be the data folder of a private server: {error.strerror}.",
+            "Give a folder that you may write to with --data or PUNNET_DATA.",
+            path=str(data),
+        ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from punnet.archive import Image, LabelledSource, pack_labelled
+from punnet.archive import Image, LabelledSource, Member, pack_labelled, write_tar
 from punnet.errors import InvalidImages
 from punnet.transfer import file_sha256
 
@@ -102,7 +103,7 @@ def test_folder_within_a_label_is_refused(images: Path, tmp_path: Path) -> None:
         pack_labelled(images, tmp_path / "t.tar")
 
 
-@pytest.mark.parametrize("label", ["", "a/b", "..", ".", "x" * 201, "nul\0"])
+@pytest.mark.parametrize("label", ["", "a/b", "..", ".", "x" * 201, "nul\0", "a\u202eb", "a\\b"])
 def test_labels_that_are_no_names_are_refused(label: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidImages, match="can't be a label"):
         pack_labelled({label: [b"x"]}, tmp_path / "t.tar")
@@ -115,3 +116,29 @@ def test_missing_folder_and_no_images_say_so(tmp_path: Path) -> None:
         with pytest.raises(InvalidImages) as caught:
             pack_labelled(source, tmp_path / "t.tar")
         assert caught.value.code == "IMAGES_MISSING"
+
+
+def test_file_in_place_of_the_folder_is_called_one(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidImages, match=r"a\.jpg is a file\."):
+        pack_labelled(images / "cat" / "a.jpg", tmp_path / "t.tar")
+
+
+@pytest.mark.parametrize("name", [b"a\xe2\x80\xaegnp.jpg", b"caf\xe9.jpg", b"a\\b.jpg", b"a\n.jpg"])
+def test_name_that_no_appliance_takes_is_to_be_renamed(images: Path, tmp_path: Path, name: bytes) -> None:
+    file = images / "cat" / os.fsdecode(name)
+    file.write_bytes(b"x")
+    with pytest.raises(InvalidImages) as caught:
+        pack_labelled(images, tmp_path / "t.tar")
+    assert caught.value.code == "ARCHIVE_REJECTED"
+    assert caught.value.remedy == f"Rename {file.name!r} in the folder '{images / 'cat'}'."
+    assert repr(str(file)) in caught.value.message
+    assert str(caught.value).encode()
+
+
+def test_folder_of_a_pool_that_no_appliance_takes_is_to_be_renamed(tmp_path: Path) -> None:
+    bad = tmp_path / "a\u202eb"
+    bad.mkdir()
+    (bad / "c.jpg").write_bytes(b"x")
+    with pytest.raises(InvalidImages) as caught:
+        write_tar([Member(name="a\u202eb/c.jpg", source=bad / "c.jpg")], tmp_path / "t.tar")
+    assert caught.value.remedy == f"Rename 'a\\u202eb' in the folder '{tmp_path}'."

@@ -16,10 +16,10 @@ from punnet import __version__, cli_doctor
 from punnet.cli import app, main
 from punnet.cli_compress import print_report
 from punnet.cli_doctor import package_problems
-from punnet.cli_options import numbers
+from punnet.cli_options import lines, numbers
 from punnet.cli_output import bytes_text, percent_text, print_error, seconds_text
 from punnet.cli_progress import figures
-from punnet.errors import make_error
+from punnet.errors import InvalidRequest, make_error
 from punnet.options import CompressOptions
 from punnet.v1 import job_pb2
 
@@ -62,7 +62,27 @@ def test_what_is_missing_exits_2(args: list[str]) -> None:
 def test_compress_offers_every_keyword_of_the_client() -> None:
     command = typer.main.get_command(app)
     offered = {p.name for p in command.commands["compress"].params}  # type: ignore[attr-defined]
-    assert set(CompressOptions.__annotations__) - offered == {"class_names"}  # they come from the labels' folder names
+    assert set(CompressOptions.__annotations__) - offered == set()
+
+
+def test_class_names_are_the_lines_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "names.txt"
+    file.write_bytes("\ufeffcat\r\nsea lion \r\ngrößer dog\n\n".encode())
+    assert lines(str(file)) == ["cat", "sea lion", "größer dog"]
+    assert lines(None) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(b"", "Line 1"), (b"cat\n\ndog", "Line 2"), (b"caf\xe9", "no UTF-8 at byte 3"), (None, "No such")],
+)
+def test_file_without_class_names_is_refused(tmp_path: Path, content: bytes | None, why: str) -> None:
+    file = tmp_path / "names.txt"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InvalidRequest, match=why) as caught:
+        app(["inspect", "t.onnx", "--images", "i", "--class-names", str(file)], standalone_mode=False)
+    assert "one name a line" in caught.value.remedy
 
 
 def test_neither_out_nor_detach_is_an_error_with_its_code(

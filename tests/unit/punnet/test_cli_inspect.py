@@ -1,14 +1,12 @@
-"""What `punnet inspect` prints for people, and where it puts the page."""
+"""What `punnet inspect` prints for people."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from punnet.cli_inspect import check_writable, print_inspection
-from punnet.errors import InvalidRequest
+from punnet.cli_inspect import print_inspection
 
 CONVENTION = {
     "name": "RGB 0..1", "tied": True, "preprocessing": {}, "nll": 0.25, "accuracy": 0.9, "accuracy_low": 0.8,
@@ -52,7 +50,11 @@ def test_findings_are_shown_in_words(capsys: pytest.CaptureFixture[str], monkeyp
 
 
 def test_names_are_no_markup(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = printed(capsys, monkeypatch)
+    confusion = {"label": "[red]airplane", "predicted": "[/b]ship", "images": 1, "of": 2}
+    tried = CONVENTION | {"name": "[red]RGB"}
+    shown = printed(capsys, monkeypatch, scalar_inputs={"[/b]keep": 1.0}, confusions=[confusion], hypotheses=[tried])
+    for text in ("input [/b]keep", "[red]airplane", "taken for [/b]ship", "[red]RGB (tied)"):
+        assert text in shown, text
     assert "0 [bold]0" in shown
     assert "[red]few images" in shown
 
@@ -87,11 +89,3 @@ def test_parsers_answer_is_one_line(
     check: dict[str, Any], text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert text in printed(capsys, monkeypatch, tensorrt=check)
-
-
-def test_page_needs_a_folder_that_is_there(tmp_path: Path) -> None:
-    check_writable(tmp_path / "page.html")
-    with pytest.raises(InvalidRequest, match="There is no folder"):
-        check_writable(tmp_path / "nowhere" / "page.html")
-    with pytest.raises(InvalidRequest, match="is a folder"):
-        check_writable(tmp_path)

@@ -43,10 +43,27 @@ def test_unreachable_server_is_named_with_its_address() -> None:
     assert errors.exit_status(error) == 13
 
 
-def test_foreign_answer_without_a_code_is_internal() -> None:
-    error = error_from_rpc(rpc_error(grpc.StatusCode.UNIMPLEMENTED, "no such method"), "host:1")
+@pytest.mark.parametrize(
+    "code",
+    [
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.UNAUTHENTICATED,
+    ],
+)
+def test_something_else_that_answers_is_no_punnet_server(code: grpc.StatusCode) -> None:
+    error = error_from_rpc(rpc_error(code, "Received http2 header with status: 404"), "host:1")
+    assert isinstance(error, errors.ServerUnavailable)
+    assert errors.exit_status(error) == 13
+    assert "What answers at host:1 is no Punnet server" in error.message
+    assert code.name in error.message
+
+
+def test_other_answer_without_a_code_is_internal() -> None:
+    error = error_from_rpc(rpc_error(grpc.StatusCode.DATA_LOSS, "odd"), "host:1")
     assert isinstance(error, errors.InternalError)
-    assert "UNIMPLEMENTED" in error.message
+    assert "DATA_LOSS" in error.message
 
 
 def test_error_info_of_another_domain_is_not_ours() -> None:

@@ -139,3 +139,12 @@ def test_real_teachers_name_what_onnx_says(shared: Path) -> None:
         "fashion_mlp_extdata.onnx": {"fashion_mnist.onnx.data"},
         "resnet20_extdata.onnx": {"resnet20_extdata.onnx.data"},
     }
+
+
+def test_missing_file_is_named_with_the_whole_path_of_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "teacher.onnx").write_bytes(model(external("a", "w.data")).SerializeToString())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidTeacher, match=rf"'w\.data', which is not in the folder {tmp_path}\. Put"):
+        external_files(Path("teacher.onnx"))

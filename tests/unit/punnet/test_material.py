@@ -47,3 +47,5 @@ def test_bytes_that_are_no_model_are_left_to_the_appliance(tmp_path: Path) -> No
 def test_missing_teacher_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidTeacher, match=r"no file .*nowhere\.onnx"):
         gather_material(str(tmp_path / "nowhere.onnx"), IMAGES, scratch=tmp_path)
+    with pytest.raises(InvalidTeacher, match=f"{tmp_path} is a folder"):
+        gather_material(tmp_path, IMAGES, scratch=tmp_path)

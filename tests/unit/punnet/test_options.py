@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from punnet.errors import InvalidRequest
-from punnet.options import CompressOptions, compress_request, create_pool_request, inspect_request, names
+from punnet.options import (
+    CompressOptions,
+    compress_request,
+    create_pool_request,
+    inspect_request,
+    names,
+    shrink_of,
+)
 from punnet.v1 import options_pb2
 
 
@@ -80,6 +87,25 @@ def test_zero_that_would_mean_the_default_is_refused(keyword: str) -> None:
     options: CompressOptions = {keyword: 0}  # type: ignore[misc]
     with pytest.raises(InvalidRequest, match=f"{keyword} is 0"):
         compress_request("p", options)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "limit"),
+    [("seed", 99999999999999999999, 2**31 - 1), ("seed", -1, 2**31 - 1), ("steps", 2**31, 2**31 - 1),
+     ("max_macs", 2**63, 2**63 - 1), ("input_height", 10**20, 2**31 - 1)],
+)  # fmt: skip
+def test_number_that_no_field_can_hold_names_option_and_range(keyword: str, value: int, limit: int) -> None:
+    options: CompressOptions = {keyword: value}  # type: ignore[misc]
+    with pytest.raises(InvalidRequest, match=rf"{keyword} is {value}\.") as caught:
+        compress_request("p", options)
+    assert caught.value.code == "REQUEST_INVALID"
+    assert f"to {limit}." in caught.value.remedy
+
+
+def test_stored_side_and_quality_that_no_field_can_hold_are_refused() -> None:
+    for side, quality in ((10**20, None), (64, 10**20)):
+        with pytest.raises(InvalidRequest, match="can't be shrunk"):
+            shrink_of(side, quality)
 
 
 def test_requests_get_an_id_of_their_own_so_that_they_can_be_sent_again() -> None:

@@ -93,6 +93,16 @@ def test_pool_without_images_is_refused(tmp_path: Path) -> None:
         list(pool_tars([tmp_path], tmp_path))
 
 
+def test_sources_without_any_image_say_so(tmp_path: Path, scratch: Path) -> None:
+    write_tar([], tmp_path / "none.tar")
+    (tmp_path / "tables").mkdir()
+    table = write_parquet(tmp_path / "tables" / "none.parquet", image=pa.array([], pa.binary()))
+    for source in (tmp_path / "none.tar", table, table.parent):
+        with pytest.raises(InvalidPool, match=f"There are no images in {source}") as caught:
+            list(pool_tars([source], scratch))
+        assert caught.value.code == "POOL_INVALID"
+
+
 def test_pool_with_a_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pool").mkdir()
     (tmp_path / "pool" / "a.jpg").symlink_to("/etc/hostname")
@@ -156,6 +166,23 @@ def test_damaged_parquet_is_refused(tmp_path: Path, scratch: Path) -> None:
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(InvalidPool, match="can't be read as Parquet"):
         list(pool_tars([file], scratch))
+
+
+@pytest.mark.parametrize("offset", range(4, 44, 8))
+def test_damaged_page_of_a_parquet_file_is_refused(tmp_path: Path, scratch: Path, offset: int) -> None:
+    file = write_parquet(tmp_path / "t.parquet", image=pa.array([b"1" * 50, b"2" * 70]))
+    data = bytearray(file.read_bytes())
+    data[offset : offset + 8] = b"\xff" * 8
+    file.write_bytes(data)
+    with pytest.raises(InvalidPool, match="can't be read as Parquet"):
+        list(pool_tars([file], scratch))
+
+
+def test_path_of_a_row_that_is_no_text_is_passed_over(tmp_path: Path, scratch: Path) -> None:
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.int64())])
+    file = write_parquet(tmp_path / "t.parquet", image=pa.array([{"bytes": b"\x89PNG", "path": 7}], kind))
+    (tar,) = pool_tars([file], scratch)
+    assert names(tar) == ["t/00000000.png"]
 
 
 @pytest.fixture

@@ -109,3 +109,12 @@ def test_what_a_start_makes_is_its_users_alone(tmp_path: Path, monkeypatch: pyte
         os.umask(before)
     assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
     assert (tmp_path / "data" / "start.lock").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("folder", ["/proc/nope", "file/below"])
+def test_data_folder_that_cannot_be_made_is_said(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ServerUnavailable, match="can't be the data folder") as caught:
+        ensure(tmp_path / folder)
+    assert caught.value.code == "SERVER_START_FAILED"
+    assert "--data" in caught.value.remedy
