@@ -10,7 +10,7 @@ from pu_engine.execution import execute
 from pu_engine.jsonform import to_json
 from pu_engine.pipeline import COMPRESS, Stage, installed_versions, stage_inputs, stage_key
 from pu_engine.progress import Progress, SilentProgress
-from pu_engine.results import file_sha256, read_manifest
+from pu_engine.results import MANIFEST, file_sha256, read_manifest
 from pu_engine.types import File, Folder, LabelledFile, LabelledImages
 
 
@@ -60,6 +60,8 @@ def run_stages(
     for stage in stages:
         inputs = stage_inputs(stage, spec, folders) | {"threads": threads}
         key = stage_key(stage, inputs, versions)
+        if stage.shares_parts:
+            inputs["kept"] = [str(path.parent) for path in sorted((out / stage.name).glob(f"*/out/{MANIFEST}"))]
         folder = execute(stage, out / stage.name / key[:16], inputs, progress)
         folders[stage.name] = {"path": str(folder.resolve()), "sha256": read_manifest(folder)["digest"]}
         yield stage.name, folders[stage.name]

@@ -1,6 +1,6 @@
 """Stage: the picked images, the labelled images and a parity set as frozen arrays at training size.
 
-Pixels come from the original bytes by the one resize kernel, targets from the teacher's scores.
+Pixels come from the original bytes by the one resize kernel, targets from the teacher's fp32 scores.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pu_engine import labelled
 from pu_engine.array_file import ArrayWriter
-from pu_engine.errors import EngineError
 from pu_engine.images import Pixels, decode_resized
 from pu_engine.jsonform import from_json
 from pu_engine.pool import PoolReader, open_pool
@@ -23,12 +21,12 @@ from pu_engine.prefetch import prefetched
 from pu_engine.preprocessing import image_channels
 from pu_engine.progress import Progress
 from pu_engine.results import load, write_atomic
-from pu_engine.scoring import LABELLED, batches, logits_path
-from pu_engine.types import GatheringInputs, LabelledEntry, LabelledImages, Scores, Teacher, TrainingSet
+from pu_engine.scoring import batches
+from pu_engine.target_logits import labelled_data, mismatch, open_targets
+from pu_engine.types import GatheringInputs, LabelledEntry, Teacher, TrainingSet
 
 PARITY_IMAGES = 256
 BATCH_IMAGES = 64
-CHUNK_ROWS = 512  # of targets: with 10,000 classes 40 MB
 
 
 def run(inputs: GatheringInputs, out: Path, progress: Progress) -> TrainingSet:
@@ -39,10 +37,10 @@ def run(inputs: GatheringInputs, out: Path, progress: Progress) -> TrainingSet:
     """
     teacher = load(Teacher, inputs.intake.path)
     pool = open_pool(inputs.pool)
-    scoring = Path(inputs.scoring.path)
     size = inputs.size or max(teacher.preprocessing.height, teacher.preprocessing.width)
     channels = image_channels(teacher.preprocessing)
     entries = _labelled_entries(Path(inputs.intake.path))
+    targets = open_targets(inputs, pool, entries)
     picked = _picked_rows(Path(inputs.selection.path) / "selection.parquet", pool)
     parity = parity_rows(picked, pool.pool.images, inputs.seed)
     total = len(entries) + picked.size + parity.size
@@ -51,16 +49,13 @@ def run(inputs: GatheringInputs, out: Path, progress: Progress) -> TrainingSet:
     )
     for part, rows in (("picked", picked), ("parity", parity)):
         writer.write(part, rows.size, (data for _, data in pool.read(rows)))
-        _write_targets(out, part, (rows.size, teacher.classes), _pool_logits(scoring, pool, rows))
+        _write_targets(out, part, (rows.size, teacher.classes), targets.of_pool(rows))
     write_atomic(out / "picked.keys.json", json.dumps([pool.keys[row] for row in picked], indent=0).encode())
 
-    logits = np.load(logits_path(scoring, LABELLED), mmap_mode="r")
-    if len(logits) != len(entries):
-        raise _mismatch(f"{len(logits)} labelled images were scored, {len(entries)} were read by intake")
     for part, held_out in (("labelled", False), ("held_out", True)):
         kept = np.array([i for i, entry in enumerate(entries) if entry.held_out == held_out], np.int64)
-        writer.write(part, kept.size, _labelled_data(inputs.images, entries, held_out))
-        _write_targets(out, part, (kept.size, teacher.classes), _in_chunks(logits, kept))
+        writer.write(part, kept.size, labelled_data(inputs, entries, held_out))
+        _write_targets(out, part, (kept.size, teacher.classes), targets.of_labelled(held_out))
         np.save(out / f"{part}.labels.npy", np.array([entries[i].index for i in kept], np.int64))
     held_out_count = sum(entry.held_out for entry in entries)
     return TrainingSet(
@@ -120,20 +115,11 @@ def _labelled_entries(intake: Path) -> tuple[LabelledEntry, ...]:
     return tuple(from_json(LabelledEntry, row) for row in rows)
 
 
-def _labelled_data(images: LabelledImages, entries: tuple[LabelledEntry, ...], held_out: bool) -> Iterator[bytes]:
-    """Bytes of the labelled images on one side of the split, in reading order."""
-    for image, entry in zip(labelled.read(images), entries, strict=True):
-        if image.key != entry.key:
-            raise _mismatch(f"labelled image {image.key!r} comes where intake read {entry.key!r}")
-        if entry.held_out == held_out:
-            yield image.data
-
-
 def _picked_rows(path: Path, pool: PoolReader) -> NDArray[np.int64]:
     """Rows of the pool that the selection picked, ascending."""
     table = pq.read_table(path, columns=["key", "picked"])
     if tuple(table["key"].to_pylist()) != pool.keys:
-        raise _mismatch("the selection's keys are not the pool's")
+        raise mismatch("the selection's keys are not the pool's")
     return np.flatnonzero(table["picked"].to_numpy()).astype(np.int64)
 
 
@@ -143,27 +129,3 @@ def _write_targets(out: Path, part: str, shape: tuple[int, int], chunks: Iterato
     with ArrayWriter(out / f"{part}.targets.npy", (rows, 2, classes), np.float32) as file:
         for chunk in chunks:
             file.append(chunk)
-
-
-def _pool_logits(scoring: Path, pool: PoolReader, rows: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
-    """The teacher's logits of ascending pool rows, in chunks [n, 2, K]."""
-    if load(Scores, scoring).images != pool.pool.images:
-        raise _mismatch("the scores are of another pool")
-    for shard in pool.pool.shards:
-        span = pool.rows(shard.name)
-        inside = rows[(rows >= span.start) & (rows < span.stop)]
-        if inside.size:
-            yield from _in_chunks(np.load(logits_path(scoring, shard.name), mmap_mode="r"), inside - span.start)
-
-
-def _in_chunks(array: NDArray[np.float32], rows: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
-    for start in range(0, rows.size, CHUNK_ROWS):
-        yield array[rows[start : start + CHUNK_ROWS]]
-
-
-def _mismatch(message: str) -> EngineError:
-    return EngineError(
-        "STAGE_PROTOCOL",
-        f"Stages do not fit together: {message}.",
-        "Run the job again from intake.",
-    )

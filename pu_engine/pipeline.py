@@ -45,6 +45,7 @@ class Stage:
     profile: str = "training"  # of server.confine: "model" runs a stranger's file
     retries: int = 1  # after a crash for its own reason
     minutes: int = 24 * 60  # wall-clock limit
+    shares_parts: bool = False  # an input `kept` names its earlier results, parts of which it takes over
 
 
 INTAKE = Stage(
@@ -57,7 +58,13 @@ INTAKE = Stage(
     minutes=10,
 )
 SCORING = Stage(
-    name="scoring", module="pu_engine.scoring", schema=2, needs=("intake",), reads=("pool", "images"), profile="model"
+    name="scoring",
+    module="pu_engine.scoring",
+    schema=3,
+    needs=("intake",),
+    reads=("pool", "images"),
+    profile="model",
+    shares_parts=True,
 )
 SELECTION = Stage(
     name="selection",
@@ -76,9 +83,10 @@ SELECTION = Stage(
 GATHERING = Stage(
     name="gathering",
     module="pu_engine.gathering",
-    schema=2,
+    schema=3,
     needs=("intake", "scoring", "selection"),
     reads=("pool", "images", "student.size", "seed"),
+    profile="model",  # where the pool was scored in int8, the teacher gives its targets here
 )
 DISTILLATION = Stage(
     name="distillation",

@@ -18,6 +18,7 @@ from pu_engine.plan_samples import (
 from pu_engine.pool import open_pool
 from pu_engine.preprocessing import image_channels
 from pu_engine.progress import Progress
+from pu_engine.providers import choose_provider
 from pu_engine.results import load, read_manifest, write_atomic
 from pu_engine.scorer import open_scorer
 from pu_engine.scoring import survey
@@ -50,7 +51,7 @@ def run(inputs: PlanInputs, out: Path, progress: Progress) -> Plan:
     """
     pool = open_pool(inputs.pool)
     labelled, matched = survey(inputs.images, inputs.intake)
-    scorer = open_scorer(inputs.intake, "cpu", matched)
+    scorer = open_scorer(inputs.intake, choose_provider("auto").name, matched)
     sample = read_sample(pool, sample_size(pool.pool.images, scorer.batch, inputs.threads))
     scoring = time_scoring(scorer, sample, inputs.threads)
     progress.update(1, 3, "sample")

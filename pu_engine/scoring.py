@@ -2,7 +2,7 @@
 
 The clean view gives logits and features; the matched view (the image as the labelled images' JPEG would show it)
 gives features only, because it ruins the teacher's own scores; photographs much larger than the teacher's input
-have none. A shard whose files are whole is not scored again.
+have none. A shard whose files are whole is not scored again, nor one that an earlier scoring of the same teacher has.
 """
 
 from __future__ import annotations
@@ -22,14 +22,21 @@ from pu_engine import labelled
 from pu_engine.array_file import ArrayWriter, is_whole
 from pu_engine.errors import EngineError
 from pu_engine.images import decode, jpeg_quality
+from pu_engine.int8_copy import INT8_MODEL
+from pu_engine.jsonform import from_json
 from pu_engine.pool import open_pool
+from pu_engine.precision import Task, settle
 from pu_engine.prefetch import prefetched
 from pu_engine.progress import Progress
-from pu_engine.results import load
-from pu_engine.scorer import MatchedJpeg, Scorer, open_scorer
-from pu_engine.types import Folder, LabelledImages, Scores, ScoringInputs, Teacher
+from pu_engine.providers import choose_provider
+from pu_engine.results import file_sha256, load
+from pu_engine.score_types import INT8, Scores, ScoringInputs
+from pu_engine.scorer import TAPPED_MODEL, MatchedJpeg, Scorer, open_scorer
+from pu_engine.shard_reuse import EarlierScoring, copy_verified, read_earlier, shard_keys
+from pu_engine.types import Folder, LabelledEntry, LabelledImages, Teacher
 
 LABELLED = "labelled"
+COMPILED = ".compiled"  # what a provider made of the model; hidden files are scratch
 BATCH_BYTES = 16 * 2**20  # several batches wait in memory; photographs have megabytes each
 # JPEG's blocks of 8 pixels become smaller than 4 beyond it, and the resize averages their traces away: an image
 # encoded anew at the teacher's size would then have artefacts that no labelled one shows.
@@ -45,6 +52,14 @@ class LabelledJpeg:
     side: int
 
 
+@dataclass(slots=True)
+class _Counts:
+    """Images by where their scores come from."""
+
+    scored: int = 0
+    taken_over: int = 0
+
+
 def run(inputs: ScoringInputs, out: Path, progress: Progress) -> Scores:
     """Score the labelled images, then the pool's shards in order.
 
@@ -53,36 +68,74 @@ def run(inputs: ScoringInputs, out: Path, progress: Progress) -> Scores:
     """
     pool = open_pool(inputs.pool)
     count, matched = survey(inputs.images, inputs.intake)
-    scorer = open_scorer(inputs.intake, inputs.provider, matched)
-    done, total = 0, count + pool.pool.images
-    scored, started = 0, time.monotonic()
-    parts = [(LABELLED, count)] + [(shard.name, shard.entries) for shard in pool.pool.shards]
-    for name, rows in parts:
-        if _is_scored(out, name, rows, scorer):
-            done += rows
-            continue
-        if name == LABELLED:
-            images: Iterator[bytes] = (image.data for image in labelled.read(inputs.images))
-        else:
-            images = (data for _, _, data in pool.scan(name))
-        for finished in _score_part(out, name, rows, images, scorer=scorer, workers=inputs.threads):
-            scored += finished
-            done += finished
-            progress.update(done, total, "images")
-    progress.update(total, total, "images")
+    provider = choose_provider(inputs.provider)
+    for text in provider.warnings:
+        progress.warn(text)
+    earlier = read_earlier(inputs.kept)
+    scorer = open_scorer(inputs.intake, provider.name, matched, cache=out / COMPILED)
+    task = Task(inputs=inputs, pool=pool, entries=_entries(inputs.intake), matched=matched)
+    precision = settle(task, scorer, earlier, out, progress)
+    teacher = model = file_sha256(Path(inputs.intake.path) / TAPPED_MODEL)
+    if precision.name == INT8:
+        scorer = open_scorer(inputs.intake, provider.name, matched, model=out / INT8_MODEL)
+        model = file_sha256(out / INT8_MODEL)
+    keys = shard_keys(scorer, pool.pool.shards, teacher=teacher, model=model)
+
+    started = time.monotonic()
+    counts = _score_all(task, out, progress, scorer=scorer, labelled_images=count, keys=keys, earlier=earlier)
     seconds = time.monotonic() - started
     return Scores(
         shards=tuple(shard.name for shard in pool.pool.shards),
+        shard_keys=keys,
         images=pool.pool.images,
         labelled=count,
         classes=scorer.teacher.classes,
         views=scorer.views,
         taps=scorer.teacher.taps,
-        provider=inputs.provider,
-        images_per_second=scored / seconds if scored else 0.0,
+        provider=provider.name,
+        precision=precision.name,
+        precision_why=precision,
+        images_per_second=counts.scored / seconds if counts.scored else 0.0,
+        taken_over=counts.taken_over,
         matched_quality=matched.quality if matched else None,
         matched_chroma=matched.chroma if matched else None,
+        warnings=provider.warnings,
     )
+
+
+def _score_all(
+    task: Task,
+    out: Path,
+    progress: Progress,
+    *,
+    scorer: Scorer,
+    labelled_images: int,
+    keys: Sequence[str],
+    earlier: Sequence[EarlierScoring],
+) -> _Counts:
+    """The labelled images, then each shard: as it is, taken over, or scored."""
+    pool, counts = task.pool.pool, _Counts()
+    done, total = 0, labelled_images + pool.images
+    parts = [(LABELLED, labelled_images, "")]
+    parts += [(shard.name, shard.entries, key) for shard, key in zip(pool.shards, keys, strict=True)]
+    for name, rows, key in parts:
+        if _is_scored(out, name, rows, scorer):
+            done += rows
+            continue
+        if key and _take_over(out, name, key, earlier) and _is_scored(out, name, rows, scorer):
+            done, counts.taken_over = done + rows, counts.taken_over + rows
+            progress.update(done, total, "images")
+            continue
+        if name == LABELLED:
+            images: Iterator[bytes] = (image.data for image in labelled.read(task.inputs.images))
+        else:
+            images = (data for _, _, data in task.pool.scan(name))
+        for finished in _score_part(out, name, rows, images, scorer=scorer, workers=task.inputs.threads):
+            counts.scored += finished
+            done += finished
+            progress.update(done, total, "images")
+    progress.update(total, total, "images")
+    return counts
 
 
 def survey(images: LabelledImages, intake: Folder) -> tuple[int, MatchedJpeg | None]:
@@ -139,6 +192,23 @@ def logits_path(folder: Path, name: str) -> Path:
 def features_path(folder: Path, name: str) -> Path:
     """`<name>.features.npy` of a finished scoring."""
     return folder / f"{name}.features.npy"
+
+
+def _entries(intake: Folder) -> tuple[LabelledEntry, ...]:
+    rows = json.loads((Path(intake.path) / "labelled.json").read_text())
+    return tuple(from_json(LabelledEntry, row) for row in rows)
+
+
+def _take_over(out: Path, name: str, key: str, earlier: Sequence[EarlierScoring]) -> bool:
+    """Copy a shard's files from the first earlier scoring that has them as its manifest says."""
+    for scoring in earlier:
+        source = scoring.name_of(key)
+        if source is None:
+            continue
+        pairs = [(f(Path(), source).name, f(out, name)) for f in (logits_path, features_path)]
+        if all(copy_verified(scoring, file, target) for file, target in pairs):
+            return True
+    return False
 
 
 def _shapes(rows: int, scorer: Scorer) -> tuple[tuple[int, int, int], tuple[int, int, int]]:

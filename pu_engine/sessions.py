@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 # Read at import; the Linux wheels otherwise write a device id.
@@ -12,12 +13,21 @@ import onnxruntime as ort
 
 from pu_engine.errors import EngineError
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDERS = {
+    "tensorrt": "TensorrtExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+}
 SEVERITY_ERROR = 3
 
 
 def open_session(
-    model: Path | bytes, *, threads: int, provider: str = "cpu", fold_constants: bool = True
+    model: Path | bytes,
+    *,
+    threads: int,
+    provider: str = "cpu",
+    provider_options: Mapping[str, str] | None = None,
+    fold_constants: bool = True,
 ) -> ort.InferenceSession:
     """A session on exactly the provider asked for.
 
@@ -25,6 +35,7 @@ def open_session(
         model: a file that Punnet wrote, or serialised bytes; never a user's path.
         threads: intra-op threads, >= 1.
         fold_constants: False for a model that nobody vetted: folding runs its constants at creation.
+        provider_options: as the provider documents them. What TensorRT can't build runs on CUDA.
 
     Raises:
         EngineError: STAGE_PROTOCOL where the provider is not the one asked for (onnxruntime falls back silently).
@@ -39,7 +50,12 @@ def open_session(
     wanted = PROVIDERS[provider]
     disabled = [] if fold_constants else ["ConstantFolding"]
     source = model if isinstance(model, bytes) else str(model)
-    session = ort.InferenceSession(source, options, providers=[wanted], disabled_optimizers=disabled, enable_fallback=0)
+    providers: list[str | tuple[str, dict[str, str]]] = [(wanted, dict(provider_options or {}))]
+    if provider == "tensorrt":
+        providers.append(PROVIDERS["cuda"])
+    session = ort.InferenceSession(
+        source, options, providers=providers, disabled_optimizers=disabled, enable_fallback=0
+    )
     actual = session.get_providers()[0]
     if actual != wanted:
         raise EngineError(

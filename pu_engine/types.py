@@ -160,36 +160,6 @@ class LabelledEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScoringInputs:
-    intake: Folder
-    pool: Folder
-    images: LabelledImages
-    provider: str = "cpu"
-    threads: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scores:
-    """The teacher on every pool image and labelled image.
-
-    Files, one set a shard (`shard-00000`) and one for the labelled images (`labelled`):
-    `<name>.logits.npy` [n, 2, K] float32 (image, mirror) and `<name>.features.npy` [n, V, D] float16
-    (views: clean, then matched where there is one). Rows are in index order.
-    """
-
-    shards: tuple[str, ...]
-    images: int
-    labelled: int
-    classes: int
-    views: tuple[str, ...]  # of the features
-    taps: tuple[Tap, ...]  # columns of the features, in order
-    provider: str
-    images_per_second: float = field(metadata=MEASURED)
-    matched_quality: int | None = None
-    matched_chroma: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SelectionOptions:
     score: str = "auto"  # auto | e2 | pu | energy | relative_mahalanobis | confidence | random
     rule: str = "balanced"  # balanced | top | threshold

@@ -290,6 +290,16 @@ def key_finished(db: sqlite3.Connection, tenant: str, key: str) -> bool:
     return row is not None
 
 
+def finished_keys(db: sqlite3.Connection, tenant: str, name: str, limit: int) -> list[str]:
+    """Keys of a stage's results that the server has checked, the newest first."""
+    rows = db.execute(
+        "SELECT key, MAX(rowid) AS newest FROM stage_run WHERE tenant=? AND name=? AND state='SUCCEEDED'"
+        " GROUP BY key ORDER BY newest DESC LIMIT ?",
+        (tenant, name, limit),
+    ).fetchall()
+    return [row["key"] for row in rows]
+
+
 def key_used(db: sqlite3.Connection, tenant: str, key: str) -> bool:
     """Whether a job has a run with this key, in whatever state."""
     return db.execute("SELECT 1 FROM stage_run WHERE tenant=? AND key=?", (tenant, key)).fetchone() is not None

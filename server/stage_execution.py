@@ -24,6 +24,7 @@ from server.job_table import (
     JobRow,
     StageRun,
     add_warning,
+    finished_keys,
     key_finished,
     key_used,
     put_run,
@@ -37,6 +38,7 @@ from server.watch import Watch
 
 log = logging.getLogger(__name__)
 
+KEPT_RESULTS = 16  # earlier results of a stage that a new run may take parts of
 OUT_OF_MEMORY_MARKS = ("bad_alloc", "Cannot allocate memory", "MemoryError", "DefaultCPUAllocator")
 REPORT_REMEDY = "Send the job again; if it fails again, report it with the server's log."
 MEMORY_REMEDY = "Use a smaller model, image size or batch, or ask the operator to raise the limit."
@@ -187,6 +189,9 @@ class StageExecution:
     ) -> StageOutcome:
         job = context.job
         workdir = self._data.stage(job.tenant, run.key)
+        kept = await self._kept(job, stage)
+        if kept:
+            inputs = {**inputs, "kept": [str(path) for path in kept]}
         await asyncio.to_thread(_prepare, workdir, inputs)
         await self._note(job, run)
 
@@ -202,7 +207,7 @@ class StageExecution:
         command = StageCommand(
             stage=stage.name,
             workdir=workdir,
-            read=tuple(read),
+            read=(*read, *kept),
             profile=stage.profile,
             wall_seconds=stage.minutes * 60.0,
             threads=int(inputs["threads"]),
@@ -211,6 +216,14 @@ class StageExecution:
         outcome = await self._runner.run(command, stop=context.stop, on_start=on_start, on_progress=on_progress)
         await asyncio.to_thread(remove_tree, workdir / "tmp")
         return outcome
+
+    async def _kept(self, job: JobRow, stage: Stage) -> list[Path]:
+        """Folders of this tenant's earlier results that the stage may take parts of, the newest first."""
+        if not stage.shares_parts:
+            return []
+        keys = await self._store.read(finished_keys, job.tenant, stage.name, KEPT_RESULTS)
+        folders = [(self._data.stage(job.tenant, key) / "out").resolve() for key in keys]
+        return [folder for folder in folders if (folder / MANIFEST).is_file()]
 
     async def _warn(self, job: JobRow, stage: Stage, text: str) -> None:
         events = await self._store.write(add_warning, job, stage.name, text)

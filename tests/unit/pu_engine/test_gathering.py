@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,19 +13,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pu_engine import gathering, images, scoring
+from pu_engine import gathering, images, scoring, target_logits
 from pu_engine.errors import EngineError
 from pu_engine.jsonform import to_json
 from pu_engine.pool import open_pool
 from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest
+from pu_engine.score_types import ScoringInputs
 from pu_engine.types import (
     File,
     Folder,
     GatheringInputs,
     LabelledEntry,
     LabelledImages,
-    ScoringInputs,
     TrainingSet,
 )
 
@@ -103,7 +104,7 @@ def test_targets_are_the_same_in_chunks_of_any_size(
     tmp_path: Path, inputs: GatheringInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gathered(inputs, tmp_path / "whole")
-    monkeypatch.setattr(gathering, "CHUNK_ROWS", 2)
+    monkeypatch.setattr(target_logits, "CHUNK_ROWS", 2)
     gathered(inputs, tmp_path / "chunks")
     for part in ("labelled", "picked", "held_out", "parity"):
         written = [(tmp_path / name / f"{part}.targets.npy").read_bytes() for name in ("whole", "chunks")]
@@ -183,3 +184,18 @@ def test_other_labelled_images_are_refused(
     with pytest.raises(EngineError) as caught:
         gathered(replace(inputs, images=LabelledImages(tar=tar)), tmp_path / "out")
     assert caught.value.code == "STAGE_PROTOCOL"
+
+
+def test_targets_after_int8_scores_are_the_teachers_own(tmp_path: Path, inputs: GatheringInputs) -> None:
+    gathered(inputs, tmp_path / "fp32")
+    scored = tmp_path / "scored"
+    shutil.copytree(inputs.scoring.path, scored)
+    for path in scored.glob("*.logits.npy"):
+        np.save(path, np.load(path) + 1.0)  # what a student must never learn from
+    manifest = json.loads((scored / "manifest.json").read_text())
+    manifest["result"]["precision"] = "int8"
+    (scored / "manifest.json").write_text(json.dumps(manifest))
+    gathered(replace(inputs, scoring=replace(inputs.scoring, path=str(scored))), tmp_path / "int8")
+    for part in ("labelled", "picked", "held_out", "parity"):
+        ours, theirs = (np.load(tmp_path / name / f"{part}.targets.npy") for name in ("int8", "fp32"))
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)

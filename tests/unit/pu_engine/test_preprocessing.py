@@ -53,3 +53,19 @@ def test_integer_inputs_are_rounded_and_clipped() -> None:
 def test_images_of_another_size_are_refused() -> None:
     with pytest.raises(ValueError, match=r"images are \(3, 4, 3\), the model takes \(8, 8, 3\)"):
         model_input(IMAGES, convention(height=8, width=8))
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC", "flat"])
+@pytest.mark.parametrize("channels", ["RGB", "BGR"])
+def test_values_are_bit_for_bit_those_of_the_formula(layout: str, channels: str) -> None:
+    """Also of a mirrored view, whose rows lie backwards in memory."""
+    how = Preprocessing(
+        layout=layout, channels=channels, scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
+        dtype="float32", height=5, width=7,
+    )  # fmt: skip
+    images = np.random.default_rng(0).integers(0, 256, (3, 5, 7, 3), np.uint8)[:, :, ::-1]
+    ordered = images[..., ::-1] if channels == "BGR" else images
+    mean, std = np.array(how.mean, np.float32), np.array(how.std, np.float32)
+    expected = (ordered.astype(np.float32) * np.float32(how.scale) - mean) / std
+    expected = {"NCHW": expected.transpose(0, 3, 1, 2), "NHWC": expected, "flat": expected.reshape(3, -1)}[layout]
+    np.testing.assert_array_equal(model_input(images, how), expected)

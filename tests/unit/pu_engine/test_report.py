@@ -26,6 +26,7 @@ from pu_engine.pool_types import IngestInputs
 from pu_engine.progress import SilentProgress
 from pu_engine.report_samples import SelectionRows, class_rows, shown_classes
 from pu_engine.results import build_manifest, file_sha256
+from pu_engine.score_types import Int8Trial, Precision, Scores
 from pu_engine.thumbnails import thumbnail
 from pu_engine.types import (
     File,
@@ -33,7 +34,6 @@ from pu_engine.types import (
     LabelledImages,
     Preprocessing,
     ReportInputs,
-    Scores,
     Selection,
     Student,
     StudentSpec,
@@ -71,7 +71,9 @@ STUDENT = Student(
 )  # fmt: skip
 SCORES = Scores(
     shards=("shard-00000",), images=POOL_IMAGES, labelled=60, classes=3, views=("clean",), taps=(), provider="cpu",
-    images_per_second=900.0,
+    images_per_second=900.0, shard_keys=("0" * 64,), taken_over=0, precision="int8",
+    precision_why=Precision(name="int8", why="the int8 copy holds all bars on 1024 images of the pool",
+                            trial=Int8Trial(images=1024, speedup=2.1, agreement=0.96, jaccard=0.93)),
 )  # fmt: skip
 TRAINING_SET = TrainingSet(
     fit="stretch", size=8, channels=1, classes=3, labelled=6, picked=12, held_out=20, parity=18, parity_unpicked=18
@@ -234,7 +236,17 @@ def test_the_log_has_each_stage_with_its_warnings(folder: Path, data: dict[str, 
 
 
 def test_report_json_has_the_promised_keys(data: dict[str, Any]) -> None:
-    promised = {"teacher", "student", "stages", "selection", "verdicts", "variants", "warnings", "conditions"}
+    promised = {
+        "teacher",
+        "student",
+        "stages",
+        "scoring",
+        "selection",
+        "verdicts",
+        "variants",
+        "warnings",
+        "conditions",
+    }
     assert promised <= set(data)
     assert data["stages"]["scoring"] == {
         "seconds": 1.5, "peak_memory_bytes": 2**27, "versions": {"torch": "2.13.0"}
@@ -246,6 +258,14 @@ def test_report_json_says_what_intake_found(data: dict[str, Any]) -> None:
     assert data["teacher"]["name"] == "teacher<b>.onnx"
     assert data["teacher"]["preprocessing"] == to_json(GRAY)
     assert data["teacher"]["held_out_accuracy"] == 0.95
+
+
+def test_report_says_in_which_precision_the_pool_was_scored(data: dict[str, Any]) -> None:
+    assert data["scoring"] == {
+        "provider": "cpu", "precision": "int8", "why": "the int8 copy holds all bars on 1024 images of the pool",
+        "trial": {"images": 1024, "speedup": 2.1, "agreement": 0.96, "jaccard": 0.93}, "images_per_second": 900.0,
+        "taken_over": 0,
+    }  # fmt: skip
 
 
 def test_student_is_set_beside_its_teacher(data: dict[str, Any]) -> None:

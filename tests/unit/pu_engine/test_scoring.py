@@ -26,7 +26,8 @@ from pu_engine.jsonform import to_json
 from pu_engine.pool import open_pool
 from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest
-from pu_engine.types import File, Folder, LabelledEntry, LabelledImages, Scores, ScoringInputs
+from pu_engine.score_types import Scores, ScoringInputs
+from pu_engine.types import File, Folder, LabelledEntry, LabelledImages
 
 Pack = Callable[[Path, Mapping[str, bytes]], File]
 MakeJpeg = Callable[..., bytes]
@@ -100,7 +101,7 @@ def all_rows(out: Path, kind: str) -> NDArray[np.float32]:
 
 def test_files_have_the_promised_shapes(tmp_path: Path, inputs: ScoringInputs) -> None:
     result = scored(inputs, tmp_path / "out")
-    shapes = {p.name: (np.load(p).shape, np.load(p).dtype.name) for p in (tmp_path / "out").iterdir()}
+    shapes = {p.name: (np.load(p).shape, np.load(p).dtype.name) for p in (tmp_path / "out").glob("*.npy")}
     expected = {}
     for name, rows in [("labelled", 6), ("shard-00000", 5), ("shard-00001", 5), ("shard-00002", 2)]:
         expected[f"{name}.logits.npy"] = ((rows, 2, CLASSES), "float32")

@@ -24,12 +24,12 @@ from pu_engine.pool_types import Pool, Shard
 from pu_engine.progress import SilentProgress
 from pu_engine.pu_classifier import pu_scores
 from pu_engine.results import file_sha256
+from pu_engine.score_types import Precision, Scores
 from pu_engine.selection import default_count, run
 from pu_engine.types import (
     Folder,
     LabelledEntry,
     Preprocessing,
-    Scores,
     Selection,
     SelectionInputs,
     SelectionOptions,
@@ -129,6 +129,10 @@ def write_case(root: Path, case: Case, options: SelectionOptions | None = None) 
         views=("clean", "matched"),
         taps=taps,
         provider="cpu",
+        precision="fp32",
+        precision_why=Precision(name="fp32", why="int8 is for the CPU"),
+        shard_keys=tuple("0" * 64 for _ in shards),
+        taken_over=0,
         images_per_second=1.0,
     )
     scoring = write_result(root / "scoring", scores)
