@@ -22,9 +22,10 @@ from pu_engine.prefetch import prefetched
 from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest, file_sha256, write_atomic
 from pu_engine.score_files import ScoreFiles
+from pu_engine.score_types import FP32, Precision, Scores
 from pu_engine.scorer import Scorer, open_scorer
 from pu_engine.scoring import LABELLED, batches, features_path, logits_path, survey
-from pu_engine.types import File, Folder, IntakeInputs, LabelledFile, LabelledImages, Scores, Teacher
+from pu_engine.types import File, Folder, IntakeInputs, LabelledFile, LabelledImages, Teacher
 
 POOL = "pool"
 NEAR = "near"
@@ -132,7 +133,8 @@ def _write_scoring(
     np.save(features_path(work, POOL), features)
     scores = Scores(
         shards=(POOL,), images=len(logits), labelled=len(kept), classes=teacher.classes, views=scorer.views,
-        taps=teacher.taps, provider="cpu", images_per_second=0.0,
+        taps=teacher.taps, provider="cpu", images_per_second=0.0, shard_keys=(), precision=FP32,
+        precision_why=Precision(name=FP32, why="a benchmark scores in fp32"), taken_over=0,
     )  # fmt: skip
     return ScoreFiles(
         folder=work, scores=scores, positive_rows=tuple(range(len(kept))),

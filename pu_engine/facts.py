@@ -22,7 +22,7 @@ Shape = tuple[int, ...]
 
 def parameters(model: Any) -> int:
     """Numbers in the weights; shapes and axes do not count. Operators of ai.onnx.ml hold theirs as attributes."""
-    weights = sum(math.prod(t.dims) for t in model.graph.initializer if t.data_type not in NOT_WEIGHTS)
+    weights: int = sum(math.prod(t.dims) for t in model.graph.initializer if t.data_type not in NOT_WEIGHTS)
     learned = (node for node in model.graph.node if node.domain == "ai.onnx.ml")
     return weights + sum(len(attribute.floats) for node in learned for attribute in node.attribute)
 

@@ -67,10 +67,7 @@ def compress(
     as_json: o.AsJson = False,
 ) -> None:
     """Compress a teacher into a small verified student."""
-    if out is None and not detach:
-        raise InvalidRequest(
-            "Neither --out nor --detach was given.", code="REQUEST_INVALID", remedy="Say with --out where to put files."
-        )
+    _check_purpose(out, detach)
     with Client(server, data=data) as client:
         o.existing_pool(client, pool)
         with transfer_bar("uploading") as progress:
@@ -82,6 +79,13 @@ def compress(
         with transfer_bar("downloading") as progress:
             client.download(job.id, out, progress)
     _print_result(done, out, as_json)
+
+
+def _check_purpose(out: Path | None, detach: bool) -> None:
+    if out is None and not detach:
+        raise InvalidRequest(
+            "Neither --out nor --detach was given.", code="REQUEST_INVALID", remedy="Say with --out where to put files."
+        )
 
 
 def plan(

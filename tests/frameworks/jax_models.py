@@ -61,8 +61,9 @@ def _unit(images: Pixels) -> NDArray[np.float32]:
 
 
 def _standardised(images: Pixels) -> NDArray[np.float32]:
-    values: NDArray[np.float32] = (_unit(images) - np.float32(CIFAR_MEAN)) / np.float32(CIFAR_STD)
-    return values
+    mean, std = (np.array(values, np.float32) for values in (CIFAR_MEAN, CIFAR_STD))
+    centred: NDArray[np.float32] = np.subtract(_unit(images), mean)
+    return np.divide(centred, std)
 
 
 def flax_nhwc() -> Exported:
