@@ -15,7 +15,7 @@ import pytest
 
 from punnet import Client
 from punnet.transfer import file_sha256
-from tests.conftest import SmallJob
+from tests.conftest import CLASSES, SmallJob
 from tests.service.running_server import RunningServer, image_tar, until
 
 COMMAND = (sys.executable, "-c", "from punnet.cli import main; main()")
@@ -67,9 +67,9 @@ def test_pool_is_appended_to_shown_verified_and_deleted(shared_server: RunningSe
     appended = document(punnet(shared_server, "pool", "append", "verbs", second, "--json"))
     assert (appended["images"], appended["shards"], appended["duplicates"]) == (15, 2, 6)
     assert appended["shrink"] == {"short_side": 16, "quality": 90}
-    shown = document(punnet(shared_server, "pool", "info", "verbs", "--html", folder / "p" / "pool.html", "--json"))
+    shown = document(punnet(shared_server, "pool", "info", "verbs", "--html", folder / "pool.html", "--json"))
     assert shown["short_side_pixels"] == [{"least": 16, "below": 32, "count": 15}]
-    assert (folder / "p" / "pool.html").read_text().count("<img") == 15
+    assert (folder / "pool.html").read_text().count("<img") == 15
     assert document(punnet(shared_server, "pool", "verify", "verbs", "--json"))["verified"] is True
     shard = shared_server.data / "pools" / "local" / "verbs" / appended["sha256"] / "shard-00001.tar"
     data = bytearray(shard.read_bytes())
@@ -108,13 +108,15 @@ def test_inspect_shows_a_table_and_the_hypotheses(shared_server: RunningServer, 
 def test_inspect_writes_a_page_beside_its_document(
     shared_server: RunningServer, small_job: SmallJob, folder: Path
 ) -> None:
-    page = folder / "page.html"
+    page, names = folder / "page.html", folder / "names.txt"
+    names.write_text("\n".join(CLASSES) + "\n")
     found = document(
         punnet(
             *(shared_server, "inspect", small_job.teacher, "--images", small_job.images),
-            *("--html", page, "--tap", "r2", "--tap", "c1", "--json"),
+            *("--html", page, "--tap", "r2", "--tap", "c1", "--json", "--class-names", names),
         )
     )
+    assert found["class_names"] == list(CLASSES)
     text = page.read_text()
     assert "default-src 'none'" in text
     assert text.count("data:image/png") >= 24
