@@ -266,7 +266,12 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_go_on(server: RunningServ
         text=True,
     )
     with Client(f"unix:{server.folder / 's'}") as client:
-        until(lambda: any(job.state == 2 for job in client.jobs()))  # RUNNING
+        assert command.stderr is not None
+        # The job may run before its id has come back: only what the command says tells that it knows the job.
+        said = ""
+        while "running" not in said:
+            said += command.stderr.readline()
+            assert command.poll() is None, said
         server.pause_stages()
         command.send_signal(signal.SIGINT)
         out, err = command.communicate(timeout=30)
