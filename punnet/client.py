@@ -157,15 +157,21 @@ class Client:
     def watch(self, job_id: str, *, after_seq: int = 0) -> Iterator[compression_pb2.WatchJobResponse]:
         """Snapshots, durable events without gaps, and ticks, to the job's end."""
         updates = self._client.watch(job_id, after_seq=after_seq)
-        one_at_a_time = asyncio.Lock()  # after Ctrl-C the step that it interrupted still ends before `end` may run
+        steps: set[asyncio.Task[Any]] = set()
 
         async def following() -> compression_pb2.WatchJobResponse | None:
-            async with one_at_a_time:
-                return await anext(updates, None)
+            step = asyncio.current_task()
+            if step is not None:
+                steps.add(step)
+                step.add_done_callback(steps.discard)
+            return await anext(updates, None)
 
         async def end() -> None:
-            async with one_at_a_time:
-                await updates.aclose()
+            # Ctrl-C may come between the start of a step and the wait for it: then nobody has cancelled it.
+            for step in steps.copy():
+                step.cancel()
+                await asyncio.wait({step})
+            await updates.aclose()
 
         try:
             while (update := self._run(following())) is not None:

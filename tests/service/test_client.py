@@ -10,8 +10,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
+from typing import Any, NoReturn
 
 import onnx
 import pytest
@@ -228,3 +229,27 @@ def test_two_clients_at_once_start_one_private_server(folder: Path) -> None:
 
 def _is_zombie(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+
+
+def test_interrupt_between_start_and_wait_of_a_step_ends_the_watch(
+    server: RunningServer, slow_tar: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = asyncio.run_coroutine_threadsafe
+
+    def interrupted(work: Coroutine[Any, Any, Any], loop: asyncio.AbstractEventLoop) -> NoReturn:
+        monkeypatch.undo()
+        started(work, loop)
+        raise KeyboardInterrupt
+
+    job = server.ingest("slow", server.upload(slow_tar)).id
+    with Client(address(server)) as client:
+        until(lambda: client.job(job).state == job_pb2.JOB_STATE_RUNNING)
+        server.pause_stages()
+        updates = client.watch(job)
+        while next(updates).event.stage.state != job_pb2.STAGE_STATE_RUNNING:
+            pass  # after the event of the stage's start nothing follows while it is stopped
+        monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(updates)
+        server.resume_stages()
+        client.cancel(job)
