@@ -257,8 +257,10 @@ def test_doctor_exits_1_where_nothing_answers(shared_server: RunningServer, fold
 def test_ctrl_c_leaves_the_job_running_and_says_how_to_go_on(server: RunningServer, slow_tar: bytes) -> None:
     tar = server.folder / "slow.tar"
     tar.write_bytes(slow_tar)
+    # Background jobs of a shell ignore SIGINT, and so would everything that they start, this suite among it.
+    heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     command = subprocess.Popen(
-        [*COMMAND, "pool", "create", "slow", str(tar)],
+        [*COMMAND[:2], heeding + COMMAND[2], "pool", "create", "slow", str(tar)],
         env=environment(server),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
