@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
-import itertools
 import json
 import os
 import platform
@@ -36,6 +35,8 @@ import grpc
 from PIL import Image
 
 from punnet.connection import OPTIONS
+from punnet.large_buffers import keep_large_buffers
+from punnet.transfer import CHUNK_BYTES
 from punnet.v1 import (
     blob_pb2,
     blob_pb2_grpc,
@@ -46,8 +47,6 @@ from punnet.v1 import (
     pool_pb2_grpc,
 )
 
-CHUNK_BYTES = 256 << 10
-BATCH_CHUNKS = 2
 MIB = 1 << 20
 SEED = 20261122
 WATCHERS = 200
@@ -135,21 +134,21 @@ def time_download(stub: blob_pb2_grpc.BlobServiceStub, sha256: str, target: Path
     started = time.monotonic()
     known = hashlib.sha256()
 
-    def store(batch: list[blob_pb2.DownloadBlobResponse]) -> None:
-        for answer in batch:
-            data = answer.data  # every reading of the field copies it
-            if google_crc32c.value(data) != answer.crc32c:
-                raise RuntimeError("a chunk differs from its CRC32C")
-            known.update(data)
-            file.write(data)
+    def store(answer: blob_pb2.DownloadBlobResponse) -> None:
+        data = answer.data  # every reading of the field copies it
+        if google_crc32c.value(data) != answer.crc32c:
+            raise RuntimeError("a chunk differs from its CRC32C")
+        known.update(data)
+        file.write(data)
 
     with target.open("wb", buffering=0) as file, ThreadPoolExecutor(1) as thread:
-        answers = stub.DownloadBlob(blob_pb2.DownloadBlobRequest(sha256=sha256))
-        stored = thread.submit(store, [])
-        while batch := list(itertools.islice(answers, BATCH_CHUNKS)):
+        stored = None
+        for answer in stub.DownloadBlob(blob_pb2.DownloadBlobRequest(sha256=sha256)):
+            if stored is not None:
+                stored.result()
+            stored = thread.submit(store, answer)
+        if stored is not None:
             stored.result()
-            stored = thread.submit(store, batch)
-        stored.result()
         os.fsync(file.fileno())
     seconds = time.monotonic() - started
     target.unlink()
@@ -378,6 +377,7 @@ def main() -> int:
     if options.load:
         print(asyncio.run(make_load(*options.load)))
         return 0
+    keep_large_buffers()  # as the command line does
     folder = Path(tempfile.mkdtemp(prefix="pn-", dir="/tmp"))
     state = conditions(options.mib, options.pairs)
     process, startup = start_server(folder)

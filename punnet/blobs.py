@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from grpc.aio import AioRpcError, StreamUnaryCall, UnaryStreamCall
@@ -15,7 +14,6 @@ from punnet.errors import IntegrityError, make_error
 from punnet.transfer import Blob, Chunk, VerifiedFile, artifact_path, chunks, is_there
 from punnet.v1 import blob_pb2, job_pb2
 
-BATCH_CHUNKS = 4  # 1 MiB is read in a thread at a time
 FIND_DIGESTS = 10_000  # the most that one FindMissingBlobs takes
 CORRUPT_TRIES = 3
 
@@ -137,17 +135,16 @@ async def _messages(blob: Blob, offset: int) -> AsyncIterator[blob_pb2.UploadBlo
         return
     pieces = chunks(blob.source, offset)
     end = offset
-    while batch := await asyncio.to_thread(_batch, pieces):
-        for chunk in batch:
-            end = chunk.offset + len(chunk.data)
-            if end > blob.size:
-                raise _changed(blob, end)
-            yield blob_pb2.UploadBlobRequest(
-                digest=digest, offset=chunk.offset, data=chunk.data, crc32c=chunk.crc32c, finish=end == blob.size
-            )
-            digest = None
-            if end == blob.size:
-                return
+    while chunk := await asyncio.to_thread(next, pieces, None):
+        end = chunk.offset + len(chunk.data)
+        if end > blob.size:
+            raise _changed(blob, end)
+        yield blob_pb2.UploadBlobRequest(
+            digest=digest, offset=chunk.offset, data=chunk.data, crc32c=chunk.crc32c, finish=end == blob.size
+        )
+        digest = None
+        if end == blob.size:
+            return
     raise _changed(blob, end)
 
 
@@ -181,39 +178,23 @@ async def _download(
 
 
 async def _receive(call: Download, file: VerifiedFile, progress: Callable[[int], None]) -> None:
-    """Stores one batch in a thread while the next one comes; what came before an error is stored as well."""
-    storing = asyncio.create_task(asyncio.to_thread(file.write_all, ()))
-    try:
-        async for batch in _batches(call):
-            await asyncio.shield(storing)
-            progress(file.offset)
-            storing = asyncio.create_task(asyncio.to_thread(file.write_all, batch))
-        await asyncio.shield(storing)
-        progress(file.offset)
-    finally:
-        call.cancel()
-        await asyncio.wait({storing})  # a thread can't be stopped, and the file must not be closed under it
-        storing.exception()  # where the stream broke too, its own error is the one that counts
-
-
-async def _batches(call: Download) -> AsyncIterator[list[Chunk]]:
-    batch: list[Chunk] = []
+    """Stores one chunk in a thread while the next one comes; what came before an error is stored as well."""
+    storing: asyncio.Task[None] | None = None
     try:
         async for message in call:
-            batch.append(Chunk(offset=message.offset, data=message.data, crc32c=message.crc32c))
-            if len(batch) == BATCH_CHUNKS:
-                yield batch
-                batch = []
-    except AioRpcError:
-        if batch:
-            yield batch
-        raise
-    if batch:
-        yield batch
-
-
-def _batch(pieces: Iterator[Chunk]) -> list[Chunk]:
-    return list(islice(pieces, BATCH_CHUNKS))
+            chunk = Chunk(offset=message.offset, data=message.data, crc32c=message.crc32c)
+            if storing is not None:
+                await asyncio.shield(storing)
+                progress(file.offset)
+            storing = asyncio.create_task(asyncio.to_thread(file.write, chunk))
+        if storing is not None:
+            await asyncio.shield(storing)
+            progress(file.offset)
+    finally:
+        call.cancel()
+        if storing is not None:
+            await asyncio.wait({storing})  # a thread can't be stopped, and the file must not be closed under it
+            storing.exception()  # where the stream broke too, its own error is the one that counts
 
 
 def _digest(blob: Blob) -> blob_pb2.BlobDigest:

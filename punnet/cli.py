@@ -16,6 +16,7 @@ from punnet.cli_jobs import cancel, delete, download, jobs, watch
 from punnet.cli_output import print_error
 from punnet.cli_pool import pool_app, students
 from punnet.errors import PunnetError, ServerUnavailable, exit_status
+from punnet.large_buffers import keep_large_buffers
 from punnet.private_server import data_folder, missing_packages
 
 HELP = "Compress an ONNX image classifier into a small verified student, with few labels and an unlabelled pool."
@@ -66,6 +67,7 @@ def serve(ctx: typer.Context) -> None:
 
 def main() -> NoReturn:
     """The console script: errors as text, remedy and code; the exit status of the error table."""
+    keep_large_buffers()
     try:
         app()
     except PunnetError as error:

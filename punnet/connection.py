@@ -129,6 +129,8 @@ class Patience:
         again = error.code() == StatusCode.UNAVAILABLE or asked is not None or reason(error) in RESUMABLE
         again = again or error.details() == MASKED_STATUS
         if not again or time.monotonic() > self._end:
+            if error.details() == MASKED_STATUS:
+                raise unreachable(self._connection.address, "each try broke off") from error
             raise error_from_rpc(error, self._connection.address) from error
         if error.code() == StatusCode.UNAVAILABLE and self._connection.revive is not None:
             await self._connection.revive()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -15,7 +15,7 @@ import google_crc32c
 from punnet.errors import make_error
 
 # Cheapest for the server: 3.4 to 4.3 CPU seconds a GiB, against 4.4 to 4.7 at 64 KiB and 5.3 to 5.7 at 1 MiB.
-CHUNK_BYTES = 256 * 1024
+CHUNK_BYTES = 1 << 20  # the most that the server takes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,11 +133,6 @@ class VerifiedFile:
         self._file.write(chunk.data)
         self._digest.update(chunk.data)
         self.offset += len(chunk.data)
-
-    def write_all(self, batch: Iterable[Chunk]) -> None:
-        """Appends chunks; raises what `write` does, with those before it written."""
-        for chunk in batch:
-            self.write(chunk)
 
     def finish(self) -> None:
         """Gives the file its name.

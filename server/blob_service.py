@@ -95,10 +95,9 @@ class BlobService(blob_pb2_grpc.BlobServiceServicer):
         position = request.offset
         if position == size:
             yield blob_pb2.DownloadBlobResponse(offset=position, size=size)
-        async for batch in self._blobs.read(path, position):
-            for data, crc32c in batch:
-                yield blob_pb2.DownloadBlobResponse(offset=position, data=data, crc32c=crc32c, size=size)
-                position += len(data)
+        async for data, crc32c in self._blobs.read(path, position):
+            yield blob_pb2.DownloadBlobResponse(offset=position, data=data, crc32c=crc32c, size=size)
+            position += len(data)
 
     async def _take(self, upload: Upload, message: blob_pb2.UploadBlobRequest) -> bool:
         if message.offset != upload.size:
@@ -108,11 +107,12 @@ class BlobService(blob_pb2_grpc.BlobServiceServicer):
                 "Ask GetUploadStatus, then go on from its committed_size.",
                 {"field": "offset", "value": str(message.offset), "next": str(upload.size)},
             )
-        if len(message.data) > CHUNK_BYTES:
-            raise violation("data", f"at most {CHUNK_BYTES} bytes", len(message.data))
-        if upload.size + len(message.data) > upload.digest.size:
+        data = message.data  # each reading of the field copies it
+        if len(data) > CHUNK_BYTES:
+            raise violation("data", f"at most {CHUNK_BYTES} bytes", len(data))
+        if upload.size + len(data) > upload.digest.size:
             raise violation("data", f"{upload.digest.size} bytes together", "more")
-        await self._blobs.append(upload, message.data, message.crc32c)
+        await self._blobs.append(upload, data, message.crc32c)
         return message.finish
 
     async def _locate(self, sha256: str) -> tuple[Path, int]:

@@ -27,6 +27,7 @@ from pathlib import Path
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 from punnet import __version__
+from punnet.large_buffers import keep_large_buffers
 from server.blob_service import BlobService
 from server.blobs import BlobStore
 from server.capabilities import probe_confinement
@@ -79,6 +80,7 @@ class Settings:
 def main(arguments: list[str] | None = None) -> int:
     """Serve until SIGTERM, SIGINT or idleness."""
     os.umask(0o077)
+    keep_large_buffers()
     try:
         settings = parse_settings(arguments)
         settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from punnet.errors import IntegrityError, NotFound, ServerUnavailable
 from punnet.transfer import CHUNK_BYTES, Blob, blob_of, chunks, crc32c
 from punnet.v1 import blob_pb2, blob_pb2_grpc, compression_pb2, compression_pb2_grpc, job_pb2
 
-DATA = bytes(range(256)) * 1024 * 5  # five chunks
+DATA = bytes(range(256)) * (5 * CHUNK_BYTES // 256)
 Context = ServicerContext[Any, Any]
 
 
