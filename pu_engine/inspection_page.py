@@ -119,5 +119,6 @@ def parser_words(check: Mapping[str, Any]) -> tuple[str, str]:
         return "not checked", check["unchecked"]
     if not check["refused_nodes"]:
         return "reads it all", f"{check['parser']} takes every node"
+    # It names those up to which it came; behind them it may refuse more.
     nodes = "1 node" if check["refused_nodes"] == 1 else f"{number(check['refused_nodes'])} nodes"
-    return f"refuses {nodes}", f"{check['parser']} does not take the model as it is"
+    return f"refuses at least {nodes}", f"{check['parser']} does not take the model as it is"

@@ -228,9 +228,9 @@ def _warnings(attempt: Attempt, found: probe.Catalogue) -> list[str]:
         warnings.append(f"{without} of the teacher's {canonical.output.classes} classes have no labelled image.")
     if without == 1 and best.order.source == "sorted":
         (gap,) = set(range(canonical.output.classes)) - set(best.order.index.values())
-        warnings.append(f"Output {gap} is taken for the class without labelled images; state class_names to fix it.")
+        warnings.append(f"Output {gap} is taken for the class without labelled images; state class names to fix it.")
     if best.order.source == "assigned":
-        warnings.append("Which output belongs to which label was found from the images; state class_names to fix it.")
+        warnings.append("Which output belongs to which label was found from the images; state class names to fix it.")
     return warnings + _accuracy_warnings(attempt) + _tie_warnings(attempt)
 
 

@@ -82,7 +82,9 @@ def compress(
 
 
 def _check_purpose(out: Path | None, detach: bool) -> None:
-    if out is None and not detach:
+    if out is not None:
+        o.check_folder(out)
+    elif not detach:
         raise InvalidRequest(
             "Neither --out nor --detach was given.", code="REQUEST_INVALID", remedy="Say with --out where to put files."
         )

@@ -149,4 +149,4 @@ def _parser(check: Mapping[str, Any]) -> str:
         return f"{check['parser']} takes every node"
     kinds = Counter((row["operator"] or "the model", row["reason"]) for row in check["refused"])
     shown = "; ".join(f"{count} {name}: {reason}" for (name, reason), count in kinds.most_common(REFUSALS_SHOWN))
-    return f"{check['parser']} refuses {check['refused_nodes']} of the nodes; {shown}"
+    return f"{check['parser']} refuses at least {check['refused_nodes']} of the nodes; {shown}"

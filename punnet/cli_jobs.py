@@ -10,13 +10,14 @@ import typer
 from punnet import cli_options as o
 from punnet.aio import state_name
 from punnet.cli_output import artifact_documents, bytes_text, job_document, print_document, print_table, stage_state
-from punnet.cli_progress import run_to_end, transfer_bar
+from punnet.cli_progress import ended, run_to_end, transfer_bar
 from punnet.client import Client
 from punnet.errors import InvalidRequest
 from punnet.errors_from_rpc import error_from_job
 from punnet.v1 import job_pb2
 
 ID_CHARACTERS = 32
+SHOWN_ID_CHARACTERS = 12  # every command takes the start of an id
 SEARCHED_JOBS = 1000
 
 
@@ -34,7 +35,7 @@ def jobs(
         return
     rows = [
         (
-            job.id,
+            job.id[:SHOWN_ID_CHARACTERS],
             job_pb2.JobKind.Name(job.kind).removeprefix("JOB_KIND_").lower(),
             state_name(job),
             job.create_time.ToDatetime().strftime("%Y-%m-%d %H:%M UTC"),
@@ -48,7 +49,8 @@ def jobs(
 def watch(job: o.JobId, server: o.Server = None, data: o.Data = None, as_json: o.AsJson = False) -> None:
     """Show a job until it ends; the exit status is that of its error."""
     with Client(server, data=data) as client:
-        done = run_to_end(client, full_id(client, job))
+        job_id = full_id(client, job)
+        done = ended(client.job(job_id)) or run_to_end(client, job_id)
     if as_json:
         print_document(job_document(done))
     else:
@@ -86,7 +88,7 @@ def download(
         found = client.job(full_id(client, job))
         if found.state in (job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED):
             raise error_from_job(found)
-        check_folder(out)
+        o.check_folder(out)
         with transfer_bar("downloading") as progress:
             client.download(found.id, out, progress)
         found = client.job(found.id)  # it may have ended since the first look
@@ -95,20 +97,6 @@ def download(
         return
     for artifact in found.artifacts:
         typer.echo(f"{out / artifact.path}  {bytes_text(artifact.size)}")
-
-
-def check_folder(out: Path) -> None:
-    """Raises InvalidRequest where a file stands in the way of the folder."""
-    for path in (out, *out.parents):
-        if path.exists():
-            if not path.is_dir():
-                raise InvalidRequest(
-                    f"--out {out}: {path} is a file, not a folder.",
-                    code="REQUEST_INVALID",
-                    remedy="Name a folder; it is made where it is missing.",
-                    details={"field": "out"},
-                )
-            return
 
 
 def full_id(client: Client, start: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -193,6 +194,25 @@ def stated(ctx: typer.Context) -> CompressOptions:
 def stated_of_teacher(ctx: typer.Context) -> InspectOptions:
     """As `stated`, for a command that only reads a teacher."""
     return cast(InspectOptions, _stated(ctx, InspectOptions.__annotations__))
+
+
+def check_folder(out: Path) -> None:
+    """Raises InvalidRequest where the folder can't be made or written, before any work is done for it."""
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise make_error(
+            "REQUEST_INVALID",
+            f"--out {out}: {there} is a file, not a folder.",
+            "Name a folder; it is made where it is missing.",
+            {"field": "out"},
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise make_error(
+            "REQUEST_INVALID",
+            f"--out {out}: {there} can't be written to.",
+            "Name a folder of yours, or change its permissions.",
+            {"field": "out"},
+        )
 
 
 def existing_pool(client: Client, pool: str) -> None:

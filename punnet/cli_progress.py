@@ -54,10 +54,19 @@ def run_to_end(client: Client, job_id: str, *, then: str = "") -> job_pb2.Job:
         follow(client, job_id)
     except KeyboardInterrupt:
         _leave(client, job_id, then)
-    job = client.job(job_id)
-    if job.state != job_pb2.JOB_STATE_SUCCEEDED:
-        raise error_from_job(job)
+    job = ended(client.job(job_id))
+    if job is None:
+        raise RuntimeError(f"the watch of job {job_id} ended before the job")
     return job
+
+
+def ended(job: job_pb2.Job) -> job_pb2.Job | None:
+    """The job where it SUCCEEDED, None where it goes on; raises PunnetError where it failed or was cancelled."""
+    if job.state == job_pb2.JOB_STATE_SUCCEEDED:
+        return job
+    if job.state in (job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED):
+        raise error_from_job(job)
+    return None
 
 
 def finished_document(
@@ -86,6 +95,7 @@ def follow(client: Client, job_id: str) -> None:
         for update in client.watch(job_id):
             kind = update.WhichOneof("update")
             if kind == "snapshot":
+                _tell_wait(client, update.snapshot, console)
                 for stage in update.snapshot.stages:
                     stages.show(stage)
             elif kind == "tick":
@@ -95,6 +105,20 @@ def follow(client: Client, job_id: str) -> None:
             elif update.event.warning and update.event.warning not in warnings:
                 warnings.add(update.event.warning)
                 console.print(f"warning: {update.event.warning}", style="yellow", soft_wrap=True, markup=False)
+
+
+def _tell_wait(client: Client, job: job_pb2.Job, console: Console) -> None:
+    """Says how many jobs are before a queued one, so that silence has a reason."""
+    if job.state != job_pb2.JOB_STATE_QUEUED:
+        return
+    waits_or_runs = (job_pb2.JOB_STATE_QUEUED, job_pb2.JOB_STATE_RUNNING, job_pb2.JOB_STATE_CANCELLING)
+    before = [
+        other
+        for other in client.jobs()
+        if other.state in waits_or_runs and other.create_time.ToNanoseconds() < job.create_time.ToNanoseconds()
+    ]
+    if before:
+        console.print(f"queued behind {len(before)} other job{'s' * (len(before) > 1)}", markup=False, highlight=False)
 
 
 class StageLines:

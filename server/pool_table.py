@@ -45,9 +45,13 @@ def put_pool(db: sqlite3.Connection, pool: PoolRow) -> None:
 
 
 def mark_ready(db: sqlite3.Connection, pool: PoolRow) -> None:
-    """The version's folder stands: it takes the place of every other version of the name."""
+    """The version's folder stands: it takes the place of every other version of the name, and its age."""
     where = (pool.tenant, pool.name, pool.sha256)
-    db.execute("UPDATE pool SET ready=1 WHERE tenant=? AND name=? AND sha256=?", where)
+    db.execute(
+        "UPDATE pool SET ready=1, created=(SELECT min(created) FROM pool WHERE tenant=? AND name=?)"
+        " WHERE tenant=? AND name=? AND sha256=?",
+        (pool.tenant, pool.name, *where),
+    )
     db.execute("DELETE FROM pool WHERE tenant=? AND name=? AND sha256<>?", where)
 
 

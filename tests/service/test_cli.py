@@ -214,6 +214,28 @@ def test_file_in_the_place_of_the_download_folder_is_named(
     assert (folder / "taken").read_text() == "a letter"
 
 
+def test_compression_into_a_file_is_refused_before_it_starts(
+    shared_server: RunningServer, small_job: SmallJob, pool: str, folder: Path
+) -> None:
+    (folder / "taken").write_text("a letter")
+    before = document(punnet(shared_server, "jobs", "--json"))["jobs"]
+    done = punnet(
+        *(shared_server, "compress", small_job.teacher, "--images", small_job.images, "--pool", pool),
+        *("--out", folder / "taken" / "below", "--json"),
+    )
+    assert document(done, 2)["error"]["code"] == "REQUEST_INVALID"
+    assert document(punnet(shared_server, "jobs", "--json"))["jobs"] == before
+
+
+def test_job_that_has_ended_is_not_shown_again(shared_server: RunningServer, pool: str) -> None:
+    jobs = document(punnet(shared_server, "jobs", "--json"))["jobs"]
+    ingest = next(job["job"] for job in jobs if job["kind"] == "INGEST" and job["state"] == "SUCCEEDED")
+    done = punnet(shared_server, "watch", ingest)
+    assert done.stdout.startswith("SUCCEEDED")
+    assert done.stderr == ""
+    assert ingest[:12] in punnet(shared_server, "jobs").stdout
+
+
 def test_misspelt_choice_exits_2_with_the_choices(
     shared_server: RunningServer, small_job: SmallJob, pool: str, folder: Path
 ) -> None:
@@ -283,7 +305,12 @@ def test_ctrl_c_leaves_the_job_running_and_says_how_to_go_on(server: RunningServ
         assert f"punnet watch {job.id}" in err
         assert f"punnet cancel {job.id}" in err
         assert "Traceback" not in err
+        queued = client.create_pool("behind", [tar])
+        behind = subprocess.Popen([*COMMAND, "watch", queued.id], env=environment(server), stderr=subprocess.PIPE)
+        assert behind.stderr is not None
+        assert behind.stderr.readline() == b"queued behind 1 other job\n"
         server.resume_stages()
+        behind.communicate(timeout=60)
         client.wait(job.id)
 
 

@@ -39,11 +39,13 @@ def shard_identities(folder: Path) -> list[tuple[str, str, int]]:
 
 def test_appended_pool_keeps_its_shards(server: RunningServer) -> None:
     before = shard_identities(made(server, "grows", 20))
+    created = server.pools.GetPool(pool_pb2.GetPoolRequest(name="grows")).pool.create_time
     job = append(server, "grows", 30, request_id="again")
     ended = server.ended(job.id)
     assert (ended.state, ended.kind) == (job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_KIND_INGEST)
     pool = server.pools.GetPool(pool_pb2.GetPoolRequest(name="grows")).pool
     assert (pool.images, pool.shards, pool.duplicates) == (50, 2, 20)
+    assert pool.create_time == created
     assert shard_identities(version(server, "grows"))[:1] == before
     assert [p.name for p in (server.data / "pools" / "local" / "grows").iterdir()] == [pool.sha256]
     assert verified(server, "grows").state == job_pb2.JOB_STATE_SUCCEEDED

@@ -91,7 +91,7 @@ def test_teacher_without_mistakes_is_said_to_have_none() -> None:
 
 def test_refused_nodes_are_listed_and_counted() -> None:
     page = page_of(dataclasses.replace(TEACHER, facts=dataclasses.replace(FACTS, tensorrt=REFUSING)))
-    assert "refuses 41 nodes" in page
+    assert "refuses at least 41 nodes" in page
     assert "20 of 41" in page
     assert page.count("no such operator") == inspection_page.SHOWN_REFUSALS
 
