@@ -47,3 +47,19 @@ def model_input(images: NDArray[np.uint8], preprocessing: Preprocessing) -> NDAr
     if preprocessing.dtype in INTEGER_RANGES:
         values = np.clip(np.rint(values), *INTEGER_RANGES[preprocessing.dtype])
     return np.ascontiguousarray(values, dtype=DTYPES[preprocessing.dtype])
+
+
+def mirrored_input(values: NDArray[np.generic], preprocessing: Preprocessing) -> NDArray[np.generic]:
+    """The input tensor of the mirrored images, from that of the images: bit for bit what `model_input` gives of them.
+
+    Args:
+        values: what `model_input` returned.
+    """
+    if preprocessing.layout == "NCHW":
+        return np.ascontiguousarray(values[..., ::-1])
+    shape = (len(values), preprocessing.height, preprocessing.width, image_channels(preprocessing))
+    images = values.reshape(shape)
+    mirrored = np.empty(shape, values.dtype)
+    for channel in range(shape[3]):  # a copy over a last axis of three takes four times as long
+        mirrored[..., channel] = images[:, :, ::-1, channel]
+    return mirrored.reshape(values.shape)

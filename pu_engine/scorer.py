@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pu_engine.errors import EngineError
 from pu_engine.images import Pixels, decode_resized, reencode
-from pu_engine.preprocessing import image_channels, model_input
+from pu_engine.preprocessing import image_channels, mirrored_input, model_input
 from pu_engine.providers import tensorrt_options
 from pu_engine.results import load
 from pu_engine.sessions import open_session
@@ -82,25 +82,27 @@ class Scorer:
 
     def outputs(self, clean: Pixels, *, labelled: bool) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
         """`score` of images that `pixels` decoded."""
-        logits, features = self._run(clean)
-        mirrored, _ = self._run(clean[:, :, ::-1])
+        values = model_input(clean, self.teacher.preprocessing)
+        logits, features = self._run(values)
+        mirrored, _ = self._run(mirrored_input(values, self.teacher.preprocessing))
         views = [features]
         if self.matched is not None and labelled:
             views.append(features)
         elif self.matched is not None:
             quality, chroma = self.matched.quality, self.matched.chroma
-            views.append(self._run(np.stack([reencode(image, quality, chroma) for image in clean]))[1])
+            matched = np.stack([reencode(image, quality, chroma) for image in clean])
+            views.append(self._run(model_input(matched, self.teacher.preprocessing))[1])
         return np.stack([logits, mirrored], axis=1), np.stack(views, axis=1)
 
-    def _run(self, pixels: Pixels) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
-        """Logits [n, K] and features [n, D] of [n, H, W, C] pixels."""
-        count = len(pixels)
+    def _run(self, values: NDArray[np.generic]) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
+        """Logits [n, K] and features [n, D] of n images' input tensor."""
+        count = len(values)
         # TensorRT would build another engine for another shape.
         fixed = self.batch if self.provider == "tensorrt" else self.teacher.batch
         if fixed is not None and count < fixed:
-            pixels = np.concatenate([pixels, np.zeros((fixed - count, *pixels.shape[1:]), np.uint8)])
+            values = np.concatenate([values, np.zeros((fixed - count, *values.shape[1:]), values.dtype)])
         names = [LOGITS, *(tap.name for tap in self.teacher.taps)]
-        outputs = self.session.run(names, {INPUT: model_input(pixels, self.teacher.preprocessing)})
+        outputs = self.session.run(names, {INPUT: values})
         logits, *taps = [np.asarray(output, np.float32)[:count] for output in outputs]
         features = np.concatenate([np.empty((count, 0), np.float32), *taps], axis=1)
         if not (np.isfinite(logits).all() and np.isfinite(features).all()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pu_engine.preprocessing import model_input
+from pu_engine.preprocessing import mirrored_input, model_input
 from pu_engine.types import Preprocessing
 
 IMAGES = np.arange(2 * 3 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 3)
@@ -69,3 +69,14 @@ def test_values_are_bit_for_bit_those_of_the_formula(layout: str, channels: str)
     expected = (ordered.astype(np.float32) * np.float32(how.scale) - mean) / std
     expected = {"NCHW": expected.transpose(0, 3, 1, 2), "NHWC": expected, "flat": expected.reshape(3, -1)}[layout]
     np.testing.assert_array_equal(model_input(images, how), expected)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC", "flat"])
+@pytest.mark.parametrize(("channels", "dtype"), [("BGR", "float32"), ("GRAY", "float16"), ("RGB", "uint8")])
+def test_mirrored_tensor_is_that_of_the_mirrored_images(layout: str, channels: str, dtype: str) -> None:
+    images = IMAGES[..., :1] if channels == "GRAY" else IMAGES
+    three = {} if channels != "GRAY" else {"mean": (0.5,), "std": (0.25,)}
+    how = convention(layout=layout, channels=channels, dtype=dtype, **three)
+    mirrored = mirrored_input(model_input(images, how), how)
+    np.testing.assert_array_equal(mirrored, model_input(images[:, :, ::-1], how))
+    assert mirrored.flags.c_contiguous
