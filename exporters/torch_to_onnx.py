@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import io
 import logging
-import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +18,38 @@ import torch
 from torch import nn
 
 from exporters.errors import ExportError
+from exporters.onnx_file import OnnxFacts, write_model
 
 INPUT, OUTPUT, BATCH = "input", "logits", "batch"
+HOP = "torch -> fp32"
 EXAMPLE_BATCH = 2  # torch.export may take a batch of 1 for a constant
 EXPORTER_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OnnxFacts:
-    """What was written."""
-
-    sha256: str
-    size: int
-    opset: int
-    nodes: int
-    batch_norms: int  # that the exporter could not fold
-    seconds: float
 
 
 def export_onnx(module: nn.Module, path: Path, *, size: int, channels: int, metadata: Mapping[str, str]) -> OnnxFacts:
     """Write a module [N, channels, size, size] -> [N, K] as ONNX with `input` and `logits`, N free.
 
     Args:
-        module: left as it is; blocks that timm can merge are merged in a copy.
         metadata: goes into the file's metadata_props.
 
     Raises:
-        ExportError: torch's exporter or the checker refuses the network.
+        ExportError: as for `to_onnx`.
     """
     started = time.monotonic()
+    facts = write_model(to_onnx(module, size=size, channels=channels), path, metadata)
+    return replace(facts, seconds=time.monotonic() - started)
+
+
+def to_onnx(module: nn.Module, *, size: int, channels: int) -> Any:
+    """The graph of a module [N, channels, size, size] -> [N, K], with `input` and `logits`, N free.
+
+    Args:
+        module: left as it is; blocks that timm can merge are merged in a copy.
+
+    Raises:
+        ExportError: a weight is not a number, or torch's exporter or the checker refuses the network.
+    """
+    check_finite(module)
     merged = merge_branches(module).eval()
     example = torch.zeros(EXAMPLE_BATCH, channels, size, size)
     try:
@@ -68,19 +69,25 @@ def export_onnx(module: nn.Module, path: Path, *, size: int, channels: int, meta
         raise _refused(module, size, RuntimeError("the exporter returned nothing"))
     model: Any = program.model_proto
     strip_traces(model)
-    for key, value in sorted(metadata.items()):
-        model.metadata_props.add(key=key, value=value)
     _check(model, module, size)
-    data: bytes = model.SerializeToString(deterministic=True)
-    _write(path, data)
-    return OnnxFacts(
-        sha256=hashlib.sha256(data).hexdigest(),
-        size=len(data),
-        opset=next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
-        nodes=len(model.graph.node),
-        batch_norms=sum(node.op_type == "BatchNormalization" for node in model.graph.node),
-        seconds=time.monotonic() - started,
-    )
+    return model
+
+
+def check_finite(module: nn.Module) -> None:
+    """Refuse weights and statistics that are not numbers.
+
+    Raises:
+        ExportError: names the first of them.
+    """
+    for name, value in module.state_dict().items():
+        broken = int((~torch.isfinite(value)).sum())
+        if broken:
+            raise ExportError(
+                f"{broken} of {value.numel()} values of the weight {name!r} are not finite (hop {HOP}).",
+                "Train the student again, at a lower learning rate.",
+                hop=HOP,
+                weight=name,
+            )
 
 
 def merge_branches(module: nn.Module) -> nn.Module:
@@ -125,18 +132,14 @@ def _check(model: Any, module: nn.Module, size: int) -> None:
 
 def _refused(module: nn.Module, size: int, error: Exception) -> ExportError:
     reason = str(error).strip().split("\n", maxsplit=1)[0][:300]
+    network = f"{type(module).__name__} at {size} pixels"
     return ExportError(
-        f"{type(module).__name__} at {size} pixels can't be exported to ONNX: {type(error).__name__}: {reason}.",
+        f"{network} can't be exported to ONNX (hop {HOP}): {type(error).__name__}: {reason}.",
         "Choose another student.",
+        hop=HOP,
         network=type(module).__name__,
         size=size,
     )
-
-
-def _write(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)
 
 
 @contextlib.contextmanager

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from exporters import rtx_engine
 from exporters.errors import ExportError
-from exporters.torch_to_onnx import export_onnx
 from pu_engine.errors import EngineError
-from pu_engine.jsonform import to_json
 from pu_engine.progress import Progress
-from pu_engine.student_files import load_student
-from pu_engine.types import ExportInputs, ExportOptions, StudentSpec, Variant, Variants
+from pu_engine.types import ExportInputs, ExportOptions, Variant, Variants
+from pu_engine.variants import FILES, write_variants
 
-ONNX = "student.onnx"
 TARGETS = ("cpu", "rtx")
 RTX_CAPABILITIES = ("SM86", "SM89", "SM120")  # RTX 30, 40 and 50; SM75 compiles no fp32 matrix product
 RTX_NAME = "rtx-sm86-sm89-sm120"
@@ -22,87 +18,60 @@ MAX_BATCH_LIMIT = 1024
 
 
 def run(inputs: ExportInputs, out: Path, progress: Progress) -> Variants:
-    """Write `student.onnx` always, and the engine of each target asked for; what can't be built is a warning.
+    """Write `student.onnx` always, its other precisions, and engines; what can't be made is a warning.
 
     Raises:
         EngineError: REQUEST_INVALID for an unknown target or batch; EXPORT_FAILED where there is no ONNX.
     """
     options = inputs.export
     check_options(options)
-    total = 1 + ("rtx" in options.targets)
-    progress.update(0, total, "variant")
-    variants = [_onnx_variant(Path(inputs.distillation.path), out, options.max_batch)]
-    progress.update(1, total, "variant")
-    warnings: list[str] = []
+    variants, warnings = write_variants(inputs, out, progress)
     if "rtx" in options.targets:
         try:
-            variants.append(_rtx_variant(out, options.max_batch))
+            variants.append(_rtx_variant(out, options))
         except ExportError as error:
             warnings.append(f"No engine for the target rtx: {error.message} {error.remedy}")
             progress.warn(warnings[-1])
-        progress.update(total, total, "variant")
     return Variants(variants=tuple(variants), warnings=tuple(warnings))
 
 
 def check_options(options: ExportOptions) -> None:
-    """Refuse targets and batches that no variant can meet."""
-    unknown = [target for target in options.targets if target not in TARGETS]
-    if unknown:
+    """Refuse targets, variants, batches and budgets that nothing can meet."""
+    for what, asked, known in (("target", options.targets, TARGETS), ("variant", options.variants, tuple(FILES))):
+        for name in asked:
+            if name not in known:
+                raise EngineError(
+                    "REQUEST_INVALID",
+                    f"There is no export {what} {name!r}.",
+                    f"Choose from {', '.join(known)}.",
+                    **{what: name},
+                )
+    for field, batch in (("max_batch", options.max_batch), ("batch", options.batch)):
+        if batch is not None and not 1 <= batch <= MAX_BATCH_LIMIT:
+            raise EngineError(
+                "REQUEST_INVALID",
+                f"export.{field} must be from 1 to {MAX_BATCH_LIMIT}, got {batch}.",
+                f"Set export.{field} within its bounds.",
+                **{field: batch},
+            )
+    if not 0.0 <= options.accuracy_budget <= 1.0:
         raise EngineError(
             "REQUEST_INVALID",
-            f"There is no export target {unknown[0]!r}.",
-            f"Choose from {', '.join(TARGETS)}.",
-            target=unknown[0],
-        )
-    if not 1 <= options.max_batch <= MAX_BATCH_LIMIT:
-        raise EngineError(
-            "REQUEST_INVALID",
-            f"export.max_batch must be from 1 to {MAX_BATCH_LIMIT}, got {options.max_batch}.",
-            "Set export.max_batch within its bounds.",
-            max_batch=options.max_batch,
+            f"export.accuracy_budget must be from 0 to 1, got {options.accuracy_budget:g}.",
+            "Give the share of right answers that int8 may lose, for instance 0.006.",
+            accuracy_budget=options.accuracy_budget,
         )
 
 
-def onnx_metadata(spec: StudentSpec) -> dict[str, str]:
-    """What a device needs to feed the network and to name its outputs."""
-    return {
-        "punnet.labels": json.dumps(list(spec.class_names)),
-        "punnet.preprocessing": json.dumps(to_json(spec.preprocessing), sort_keys=True),
-        "punnet.student": spec.name,
-    }
-
-
-def _onnx_variant(student: Path, out: Path, max_batch: int) -> Variant:
-    spec, module = load_student(student)
-    try:
-        facts = export_onnx(module, out / ONNX, size=spec.size, channels=spec.channels, metadata=onnx_metadata(spec))
-    except ExportError as error:
-        raise EngineError(error.code, error.message, error.remedy, **error.details) from error
-    return Variant(
-        name="fp32",
-        path=ONNX,
-        target="cpu",
-        format="onnx",
-        precision="fp32",
-        size=facts.size,
-        sha256=facts.sha256,
-        seconds=facts.seconds,
-        reproducible=True,
-        details={
-            "opset": str(facts.opset),
-            "nodes": str(facts.nodes),
-            "batch_norms": str(facts.batch_norms),
-            "max_batch": str(max_batch),
-        },
-    )
-
-
-def _rtx_variant(out: Path, max_batch: int) -> Variant:
+def _rtx_variant(out: Path, options: ExportOptions) -> Variant:
+    max_batch = options.max_batch
+    if options.batch is not None:
+        raise ExportError(f"The ONNX file has the fixed batch {options.batch}.", "Leave the batch free for an engine.")
     lacking = rtx_engine.missing()
     if lacking:
         raise ExportError(f"{lacking}.", "The ONNX file is not affected.")
     name = f"student.{RTX_NAME}.engine"
-    facts = rtx_engine.build_engine(out / ONNX, out / name, capabilities=RTX_CAPABILITIES, max_batch=max_batch)
+    facts = rtx_engine.build_engine(out / FILES["fp32"], out / name, capabilities=RTX_CAPABILITIES, max_batch=max_batch)
     return Variant(
         name=RTX_NAME,
         path=name,

@@ -18,6 +18,7 @@ class Latency:
     p50_ms: float
     p90_ms: float
     runs: int
+    p99_ms: float | None = None  # None: too few runs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

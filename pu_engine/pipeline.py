@@ -96,19 +96,19 @@ DISTILLATION = Stage(
     reads=("student", "distillation", "seed"),
 )
 EXPORT = Stage(
-    name="export", module="pu_engine.export", schema=1, needs=("gathering", "distillation"), reads=("export",)
+    name="export", module="pu_engine.export", schema=2, needs=("gathering", "distillation"), reads=("export",)
 )
 VERIFICATION = Stage(
     name="verification",
     module="pu_engine.verification",
-    schema=1,
+    schema=2,
     needs=("intake", "gathering", "distillation", "export"),
     profile="model",
 )
 REPORT = Stage(
     name="report",
     module="pu_engine.report",
-    schema=1,
+    schema=2,
     needs=("intake", "scoring", "selection", "gathering", "distillation", "export", "verification"),
     reads=("pool", "images"),
 )

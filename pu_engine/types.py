@@ -296,6 +296,11 @@ class Student:
 class ExportOptions:
     targets: tuple[str, ...] = ("cpu", "rtx")
     max_batch: int = 64
+    variants: tuple[str, ...] = ()  # fp32 | fp16 | int8-cpu | int8-trt; empty: those that the targets use
+    include_preprocessing: bool = False  # uint8 [N, H, W, C] in, prepared inside the graph
+    softmax: bool = False  # probabilities out
+    batch: int | None = None  # None: free
+    accuracy_budget: float = 0.006  # share of right answers that int8 may lose
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,7 +315,7 @@ class ExportInputs:
 class Variant:
     """An exported file."""
 
-    name: str  # fp32 | rtx-sm86-sm89-sm120
+    name: str  # fp32 | fp16 | int8-cpu | int8-trt | rtx-sm86-sm89-sm120
     path: str
     target: str
     format: str  # onnx | tensorrt_rtx
@@ -351,19 +356,31 @@ class Verdict:
     gate: str  # the bound, in words; empty where there is none
     passed: bool
     withheld: str = ""  # the variant that this verdict withholds
+    worst_images: tuple[str, ...] = ()  # of a missed gate, the largest difference first: "parity[17]"
+    worst_node: str = ""  # of a missed gate: where the intermediate tensors part
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recommendation:
+    """The file to take for a target, and why."""
+
+    target: str
+    variant: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdicts:
     verdicts: tuple[Verdict, ...]
     latencies: tuple[Latency, ...] = field(metadata=MEASURED)
-    recommended: str  # the variant's name
+    recommended: str = field(metadata=MEASURED)  # the variant's name
     teacher_accuracy: float
     student_accuracy: float
     student_accuracy_low: float
     student_accuracy_high: float
     held_out: int
     student_agreement: float
+    recommendations: tuple[Recommendation, ...] = field(default=(), metadata=MEASURED)  # one a target
     warnings: tuple[str, ...] = ()
 
 

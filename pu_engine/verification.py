@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
+import onnx
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
+from exporters.tensor_comparison import worst_node
 from exporters.torch_to_onnx import INPUT
 from pu_engine.agreement import accuracy, argmax_agreement, mean_kl, relative_max_error, wilson_interval
 from pu_engine.batches import Part, load_part
+from pu_engine.divergence import first_difference
 from pu_engine.errors import EngineError
-from pu_engine.fact_types import Latency
-from pu_engine.latency import measure_latency
-from pu_engine.preprocessing import image_channels, model_input
+from pu_engine.hops import EXACT, TOLERANCE, File, Images, Measured, gate_of, measure_hop, softmax
+from pu_engine.preprocessing import model_input
 from pu_engine.progress import Progress
+from pu_engine.recommendation import recommend
 from pu_engine.results import file_sha256, load
 from pu_engine.sessions import open_session
 from pu_engine.student_files import load_student
+from pu_engine.timings import measure_latencies
 from pu_engine.training import predict, repeatable
 from pu_engine.types import (
-    Preprocessing,
     StudentSpec,
     Teacher,
     Variant,
@@ -33,11 +37,7 @@ from pu_engine.types import (
     VerificationInputs,
 )
 
-TOLERANCE = 1e-4  # relative to the largest logit; measured at most 2e-6 over a dozen families
-MIDDLE_BATCH = 8
-LATENCY_BATCHES = (1, 32)
-LATENCY_THREADS = 1
-CANONICAL = "canonical.onnx"
+COMPARED_IMAGES = 4  # of the worst ones, whose intermediate tensors are compared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -45,50 +45,70 @@ class Chain:
     """What the hops are measured with; the logits [n, K] are the torch student's."""
 
     spec: StudentSpec
+    module: nn.Module
     parity: Part
     parity_logits: NDArray[np.float32]
     held_out: Part
     held_out_logits: NDArray[np.float32]
 
+    def images(self) -> Images:
+        """The images of every hop."""
+        return Images(parity=self.parity.images, held_out=self.held_out.images, labels=self.held_out.labels)
+
+    def logits(self) -> NDArray[np.float32]:
+        """The torch student's, of the parity images and then the held-out ones."""
+        return np.concatenate([self.parity_logits, self.held_out_logits])
+
 
 def run(inputs: VerificationInputs, out: Path, progress: Progress) -> Verdicts:
-    """Measure teacher -> torch -> fp32 -> engines, the accuracies and the latencies.
+    """Measure teacher -> torch -> fp32 -> fp16, int8-cpu and int8-trt, the accuracies and the latencies.
 
     Raises:
-        EngineError: PARITY_FAILED where the ONNX file differs from the network that it was made of;
+        EngineError: PARITY_FAILED where the fp32 file differs from the network that it was made of;
             DIGEST_MISMATCH where an exported file is not the one that export wrote.
     """
     teacher = load(Teacher, inputs.intake.path)
     exported = load(Variants, inputs.export.path)
-    check_digests(Path(inputs.export.path), exported)
-    fp32 = next(v for v in exported.variants if v.name == "fp32")
+    folder = Path(inputs.export.path)
+    check_digests(folder, exported)
+    runnable = [v for v in exported.variants if v.format == "onnx"]
+    total = len(runnable) + 2
     with repeatable(inputs.threads):
         chain = start_chain(Path(inputs.gathering.path), Path(inputs.distillation.path))
-        compression = teacher_to_student(chain)
-        progress.update(1, 3, "hop")
-        session = open_session(Path(inputs.export.path) / fp32.path, threads=inputs.threads)
-        parity = student_to_fp32(chain, session, int(fp32.details["max_batch"]))
-    progress.update(2, 3, "hop")
-    warnings = [*exported.warnings, *(not_run(v) for v in exported.variants if v.format != "onnx")]
-    for text in warnings[len(exported.warnings) :]:
+        verdicts = [teacher_to_student(chain)]
+        progress.update(1, total, "hop")
+        fp32 = open_file(folder, next(v for v in runnable if v.name == "fp32"), chain.spec, inputs.threads)
+        exact = student_to_fp32(chain, fp32, folder)
+        verdicts.append(exact.verdict)
+        progress.update(2, total, "hop")
+        for variant in (v for v in runnable if v.name != "fp32"):
+            file = open_file(folder, variant, chain.spec, inputs.threads)
+            verdicts.append(fp32_to_variant(chain, exact.outputs, fp32, file, folder))
+            progress.update(len(verdicts), total, "hop")
+    warnings = [*withheld_warnings(verdicts, runnable), *(not_run(v) for v in exported.variants if v.format != "onnx")]
+    for text in warnings:
         progress.warn(text)
-    latencies = measure_latencies(Path(inputs.intake.path), teacher, Path(inputs.export.path) / fp32.path, chain.spec)
-    progress.update(3, 3, "hop")
+    latencies = measure_latencies(Path(inputs.intake.path), teacher, folder, runnable, chain.spec)
+    progress.update(total, total, "hop")
 
+    withheld = {v.withheld for v in verdicts if v.withheld}
+    targets = tuple(dict.fromkeys(v.target for v in exported.variants))
+    recommendations = recommend(exported.variants, latencies, withheld, targets)
     n, labels = len(chain.held_out), chain.held_out.labels
     student_accuracy = accuracy(chain.held_out_logits, labels)
     low, high = wilson_interval(student_accuracy, n)
     return Verdicts(
-        verdicts=(compression, parity),
+        verdicts=tuple(verdicts),
         latencies=latencies,
-        recommended=fp32.name,
+        recommended=recommendations[0].variant,
+        recommendations=recommendations,
         teacher_accuracy=accuracy(chain.held_out.targets[:, 0], labels),
         student_accuracy=student_accuracy,
         student_accuracy_low=low,
         student_accuracy_high=high,
         held_out=n,
-        student_agreement=compression.agreement,
-        warnings=tuple(warnings),
+        student_agreement=verdicts[0].agreement,
+        warnings=(*exported.warnings, *warnings),
     )
 
 
@@ -98,11 +118,18 @@ def start_chain(data: Path, distillation: Path) -> Chain:
     parity, held_out = load_part(data, "parity", labelled=False), load_part(data, "held_out", labelled=True)
     return Chain(
         spec=spec,
+        module=module,
         parity=parity,
         parity_logits=predict(module, parity.images, spec.preprocessing).numpy(),
         held_out=held_out,
         held_out_logits=predict(module, held_out.images, spec.preprocessing).numpy(),
     )
+
+
+def open_file(folder: Path, variant: Variant, spec: StudentSpec, threads: int) -> File:
+    """A variant read back from the disk, ready to run."""
+    session = open_session(folder / variant.path, threads=threads)
+    return File(variant=variant, session=session, preprocessing=spec.preprocessing)
 
 
 def teacher_to_student(chain: Chain) -> Verdict:
@@ -121,88 +148,90 @@ def teacher_to_student(chain: Chain) -> Verdict:
     )
 
 
-def student_to_fp32(chain: Chain, session: ort.InferenceSession, max_batch: int) -> Verdict:
-    """The torch student against the ONNX file read back from disk, at several batches.
+def student_to_fp32(chain: Chain, file: File, folder: Path) -> Measured:
+    """The torch student against the fp32 file read back from disk, at several batches.
 
     Raises:
-        EngineError: PARITY_FAILED.
+        EngineError: PARITY_FAILED; it names the worst images and the layer where the file parts from torch.
     """
-    before = np.concatenate([chain.parity_logits, chain.held_out_logits])
-    batches = sorted({1, min(MIDDLE_BATCH, max_batch), max_batch})
-    # Part by part: held-out photographs can take gigabytes, and stay on the disk.
-    parts = (chain.parity.images, chain.held_out.images)
-    runs = [
-        np.concatenate([run_batched(session, images, chain.spec.preprocessing, batch) for images in parts])
-        for batch in batches
-    ]
-    errors = [relative_max_error(before, after) for after in runs]
-    agreements = [argmax_agreement(before, after, tie=TOLERANCE) for after in runs]
-    worst = int(np.argmax(errors))
-    held_out = slice(len(chain.parity), None)
-    verdict = Verdict(
-        hop="torch -> fp32",
-        images=len(before),
-        agreement=min(agreements),
-        kl=max(mean_kl(before, after) for after in runs),
-        max_error=errors[worst],
-        accuracy_before=accuracy(before[held_out], chain.held_out.labels),
-        accuracy_after=accuracy(runs[worst][held_out], chain.held_out.labels),
-        gate=gate(batches),
-        passed=max(errors) <= TOLERANCE and min(agreements) == 1.0,
+    images = chain.images()
+    before = softmax(chain.logits()) if file.probabilities() else chain.logits()
+    measured = measure_hop("torch -> fp32", before, file, images, EXACT)
+    verdict = measured.verdict
+    if verdict.passed:
+        return measured
+    pixels = worst_pixels(images, measured, 1 if file.free() else measured.worst_batch)
+    values = np.asarray(model_input(pixels, chain.spec.preprocessing), np.float32)
+    model = onnx.load(folder / file.variant.path)
+    node = first_difference(chain.module, model, values, file.feed(pixels), tolerance=TOLERANCE)
+    worst = ", ".join(images.name(row) for row in measured.worst_rows)
+    raise EngineError(
+        "PARITY_FAILED",
+        f"The hop {verdict.hop} missed its gate ({verdict.gate}): relative max error {verdict.max_error:.3g}, "
+        f"argmax agreement {verdict.agreement:.4f} at batch {measured.worst_batch}. It differs from {node}; "
+        f"worst images {worst}.",
+        "Choose another student; this one's export can't be trusted.",
+        hop=verdict.hop,
+        limit=TOLERANCE,
+        max_error=verdict.max_error,
+        agreement=verdict.agreement,
+        node=node,
+        images=worst,
     )
-    if not verdict.passed:
-        raise EngineError(
-            "PARITY_FAILED",
-            f"The hop {verdict.hop} missed its gate ({verdict.gate}): relative max error {verdict.max_error:.3g}, "
-            f"argmax agreement {verdict.agreement:.4f} at batch {batches[worst]}.",
-            "Choose another student; this one's export can't be trusted.",
-            hop=verdict.hop,
-            limit=TOLERANCE,
-            max_error=verdict.max_error,
-            agreement=verdict.agreement,
-        )
-    return verdict
 
 
-def gate(batches: list[int]) -> str:
-    """The bound of an exact hop, in words."""
-    return f"relative max error <= {TOLERANCE:g} and equal argmax at batch {', '.join(map(str, batches))}"
+def fp32_to_variant(chain: Chain, before: NDArray[np.float32], fp32: File, file: File, folder: Path) -> Verdict:
+    """The fp32 file against one of another precision; a missed gate withholds that one.
 
-
-def run_batched(
-    session: ort.InferenceSession, images: NDArray[np.uint8], preprocessing: Preprocessing, batch: int
-) -> NDArray[np.float32]:
-    """Logits [N, K] of an ONNX student, `batch` images at a time.
-
-    The last batch is filled up with the first images, so that each run really has that size.
+    Args:
+        before: [n, K] what the fp32 file gives.
     """
-    parts = []
-    for start in range(0, len(images), batch):
-        rows = np.arange(start, start + batch) % len(images)
-        parts.append(session.run(None, {INPUT: model_input(images[rows], preprocessing)})[0])
-    return np.concatenate(parts)[: len(images)]
-
-
-def measure_latencies(intake: Path, teacher: Teacher, student: Path, spec: StudentSpec) -> tuple[Latency, ...]:
-    """Teacher and fp32 student at batches 1 and 32; a teacher of fixed batch at that one only, the student at it too.
-
-    The teacher's constants are not folded, for the model is a stranger's.
-    """
-    rng = np.random.default_rng(0)
-    teacher_batches = LATENCY_BATCHES if teacher.batch is None else (teacher.batch,)
-    student_batches = tuple(sorted({*LATENCY_BATCHES, *teacher_batches}))
-    subjects = (
-        ("teacher", intake / CANONICAL, teacher.preprocessing, teacher_batches),
-        ("fp32", student, spec.preprocessing, student_batches),
+    images, variant = chain.images(), file.variant
+    measured = measure_hop(f"fp32 -> {variant.name}", before, file, images, gate_of(variant))
+    verdict = measured.verdict
+    if verdict.passed:
+        return verdict
+    pixels = worst_pixels(images, measured, COMPARED_IMAGES if file.free() else measured.worst_batch)
+    feed = {INPUT: file.feed(pixels)}
+    node = worst_node(onnx.load(folder / fp32.variant.path), onnx.load(folder / variant.path), feed)
+    return replace(
+        verdict,
+        withheld=variant.name,
+        worst_images=tuple(images.name(row) for row in measured.worst_rows),
+        worst_node="" if node is None else str(node),
     )
-    found = []
-    for subject, path, preprocessing, batches in subjects:
-        session = open_session(path, threads=LATENCY_THREADS, fold_constants=subject != "teacher")
-        for batch in batches:
-            shape = (batch, preprocessing.height, preprocessing.width, image_channels(preprocessing))
-            tensor = model_input(rng.integers(0, 256, shape, dtype=np.uint8), preprocessing)
-            found.append(measure_latency(session, tensor, subject=subject, threads=LATENCY_THREADS))
-    return tuple(found)
+
+
+def worst_pixels(images: Images, measured: Measured, count: int) -> NDArray[np.uint8]:
+    """Pixels of the images that differ the most, repeated where fewer are known than asked for."""
+    rows = [measured.worst_rows[place % len(measured.worst_rows)] for place in range(count)]
+    parity = len(images.parity)
+    return np.stack([images.held_out[row - parity] if row >= parity else images.parity[row] for row in rows])
+
+
+def withheld_warnings(verdicts: Sequence[Verdict], variants: Sequence[Variant]) -> list[str]:
+    """Why variants are not handed out, with the numbers."""
+    details = {v.name: v.details for v in variants}
+    return [_withheld_words(v, details[v.withheld]) for v in verdicts if v.withheld]
+
+
+def _withheld_words(verdict: Verdict, details: Mapping[str, str]) -> str:
+    parts = [f"argmax agreement {percent(verdict.agreement)}"]
+    if verdict.accuracy_before is not None and verdict.accuracy_after is not None:
+        before, after = percent(verdict.accuracy_before), percent(verdict.accuracy_after)
+        parts.append(f"held-out accuracy {after} after {before}")
+    if details.get("within_budget") == "no":
+        lost, agreed = (float(details[f"validation_{key}"]) for key in ("accuracy_lost", "agreement"))
+        parts.append(f"on picked images {100 * lost:.1f} points lost and agreement {percent(agreed)}")
+    worst = f" Worst images: {', '.join(verdict.worst_images)}." if verdict.worst_images else ""
+    node = f" Worst node: {verdict.worst_node}." if verdict.worst_node else ""
+    missed = f"the hop {verdict.hop} missed its gate ({verdict.gate})"
+    return f"{verdict.withheld} is withheld: {missed}: {', '.join(parts)}.{worst}{node}"
+
+
+def percent(share: float) -> str:
+    """0.8231 -> '82.3 %'."""
+    return f"{100 * share:.1f} %"
 
 
 def check_digests(folder: Path, exported: Variants) -> None:

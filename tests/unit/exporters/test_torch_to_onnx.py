@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from exporters.errors import ExportError
-from exporters.torch_to_onnx import OnnxFacts, export_onnx, merge_branches
+from exporters.onnx_file import OnnxFacts
+from exporters.torch_to_onnx import export_onnx, merge_branches
 
 
 class Small(nn.Module):

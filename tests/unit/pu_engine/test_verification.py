@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tracemalloc
 from dataclasses import replace
@@ -11,18 +12,30 @@ import numpy as np
 import onnx
 import pytest
 
-from pu_engine import verification
+from pu_engine import export as export_stage
+from pu_engine import timings, verification
 from pu_engine.batches import Part
 from pu_engine.errors import EngineError
+from pu_engine.hops import File
 from pu_engine.jsonform import from_json, to_json
 from pu_engine.progress import SilentProgress
 from pu_engine.report_data import speed
 from pu_engine.results import build_manifest, file_sha256, load
 from pu_engine.sessions import open_session
 from pu_engine.student_files import load_student
+from pu_engine.timings import measure_latencies, usable_threads
 from pu_engine.training import predict
-from pu_engine.types import Folder, Teacher, Variant, Variants, Verdicts, VerificationInputs
-from pu_engine.verification import measure_latencies, run, run_batched
+from pu_engine.types import (
+    ExportInputs,
+    ExportOptions,
+    Folder,
+    Teacher,
+    Variant,
+    Variants,
+    Verdicts,
+    VerificationInputs,
+)
+from pu_engine.verification import open_file, run
 
 
 def inputs(job: Any, export: Folder | None = None) -> VerificationInputs:
@@ -45,9 +58,14 @@ def changed_export(job: Any, folder: Path, shift: float, *, restated: bool = Tru
     onnx.save(model, path)
     variants = load(Variants, job.export.path)
     if restated:
-        (variant,) = variants.variants
-        variants = replace(variants, variants=(replace(variant, sha256=file_sha256(path)),))
+        variants = restated_file(folder, variants, "fp32")
     return finish(folder, variants)
+
+
+def restated_file(folder: Path, variants: Variants, name: str) -> Variants:
+    """The export's result with the digest that a changed file has now."""
+    rows = tuple(replace(v, sha256=file_sha256(folder / v.path)) if v.name == name else v for v in variants.variants)
+    return replace(variants, variants=rows)
 
 
 def finish(folder: Path, result: Any) -> Folder:
@@ -93,14 +111,18 @@ def test_teacher_and_student_are_timed_at_both_batches(verdicts: Verdicts) -> No
     assert [(x.subject, x.batch) for x in verdicts.latencies] == [
         ("teacher", 1),
         ("teacher", 32),
-        ("fp32", 1),
-        ("fp32", 32),
+        *((name, batch) for name in ("fp32", "int8-cpu") for _ in usable_threads() for batch in (1, 32)),
     ]
-    assert all(0 < x.p50_ms <= x.p90_ms and x.threads == 1 and x.runs >= 5 for x in verdicts.latencies)
+    assert all(0 < x.p50_ms <= x.p90_ms and x.runs >= 5 for x in verdicts.latencies)
+    assert {x.threads for x in verdicts.latencies if x.subject == "int8-cpu"} == set(usable_threads())
 
 
-def test_the_verified_onnx_is_recommended(verdicts: Verdicts) -> None:
-    assert verdicts.recommended == "fp32"
+def test_the_recommended_file_passed_and_says_why(verdicts: Verdicts) -> None:
+    (chosen,) = verdicts.recommendations
+    assert chosen.target == "cpu"
+    assert chosen.variant == verdicts.recommended
+    assert chosen.variant in {v.hop.rpartition(" -> ")[2] for v in verdicts.verdicts if v.passed}
+    assert "fp32" in chosen.reason or "faster" in chosen.reason
     assert from_json(Verdicts, to_json(verdicts)) == verdicts
 
 
@@ -143,27 +165,97 @@ def test_an_engine_without_its_device_is_a_warning_not_a_verdict(exported_job: A
     export = finish(folder, replace(before, variants=(*before.variants, engine), warnings=("said before",)))
     progress = SilentProgress()
     verdicts = run(inputs(exported_job, export), tmp_path, progress)
-    assert [v.hop for v in verdicts.verdicts] == ["teacher -> torch", "torch -> fp32"]
+    assert [v.hop for v in verdicts.verdicts] == ["teacher -> torch", "torch -> fp32", "fp32 -> int8-cpu"]
     assert verdicts.warnings[0] == "said before"
     assert "fp32 -> rtx was not run" in verdicts.warnings[1]
     assert progress.warnings == [verdicts.warnings[1]]
 
 
+def opened(job: Any, name: str = "fp32", folder: Path | None = None) -> File:
+    spec, _ = load_student(Path(job.distillation.path))
+    (variant,) = (v for v in load(Variants, job.export.path).variants if v.name == name)
+    return open_file(folder or Path(job.export.path), variant, spec, threads=1)
+
+
 def test_batches_do_not_change_the_logits_nor_their_order(exported_job: Any) -> None:
     spec, module = load_student(Path(exported_job.distillation.path))
-    session = open_session(Path(exported_job.export.path) / "student.onnx", threads=1)
     images = np.load(Path(exported_job.small.gathering.path) / "parity.images.npy")
     expected = predict(module, images, spec.preprocessing).numpy()
     for batch in (1, 3, 64):
-        np.testing.assert_allclose(run_batched(session, images, spec.preprocessing, batch), expected, atol=1e-4)
+        np.testing.assert_allclose(opened(exported_job).run(images, batch), expected, atol=1e-4)
+
+
+def test_the_int8_hop_is_measured_against_the_fp32_file(verdicts: Verdicts) -> None:
+    hop = verdicts.verdicts[2]
+    assert (hop.hop, hop.images, hop.passed, hop.withheld) == ("fp32 -> int8-cpu", 32, True, "")
+    assert 0 < hop.max_error < 0.2
+    assert "argmax agreement >= 95 %" in hop.gate
+    assert "at batch 1, 8, 16" in hop.gate
+
+
+def test_a_difference_names_the_worst_images_and_the_layer(exported_job: Any, tmp_path: Path) -> None:
+    export = changed_export(exported_job, tmp_path / "export", 0.5)
+    with pytest.raises(EngineError, match="differs from head") as caught:
+        run(inputs(exported_job, export), tmp_path, SilentProgress())
+    assert re.fullmatch(r"((parity|held_out)\[\d+\](, )?){5}", caught.value.details["images"])
+
+
+def test_a_missed_gate_withholds_that_file_and_names_the_node(exported_job: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "export"
+    shutil.copytree(exported_job.export.path, folder)
+    path = folder / "student-int8-cpu.onnx"
+    model = onnx.load(path)
+    # The classifier's weights change their signs: what comes before them stays as it was.
+    weight = next(i for i in model.graph.initializer if i.name == "head.weight_quantized")
+    values = -np.maximum(onnx.numpy_helper.to_array(weight), -127)
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, path)
+    export = finish(folder, restated_file(folder, load(Variants, exported_job.export.path), "int8-cpu"))
+    progress = SilentProgress()
+    verdicts = run(inputs(exported_job, export), tmp_path, progress)
+    hop = verdicts.verdicts[2]
+    assert (hop.passed, hop.withheld) == (False, "int8-cpu")
+    assert len(hop.worst_images) == 5
+    assert "(Gemm)" in hop.worst_node
+    assert verdicts.recommended == "fp32"
+    (warning,) = verdicts.warnings
+    assert progress.warnings == [warning]
+    assert warning.startswith("int8-cpu is withheld: the hop fp32 -> int8-cpu missed its gate")
+    assert hop.worst_node in warning
+
+
+def test_a_file_that_export_found_outside_of_its_budget_is_withheld(exported_job: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "export"
+    shutil.copytree(exported_job.export.path, folder)
+    variants = load(Variants, exported_job.export.path)
+    fp32, int8 = variants.variants
+    outside = {**int8.details, "within_budget": "no", "validation_accuracy_lost": "0.0210"}
+    export = finish(folder, replace(variants, variants=(fp32, replace(int8, details=outside))))
+    verdicts = run(inputs(exported_job, export), tmp_path, SilentProgress())
+    assert verdicts.verdicts[2].withheld == "int8-cpu"
+    assert "on picked images 2.1 points lost" in verdicts.warnings[0]
+
+
+def test_files_of_pixels_and_probabilities_are_verified_as_they_are(exported_job: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "export"
+    folder.mkdir()
+    options = ExportOptions(targets=("cpu",), include_preprocessing=True, softmax=True, batch=4)
+    asked = ExportInputs(distillation=exported_job.distillation, gathering=exported_job.small.gathering, export=options)
+    export = finish(folder, export_stage.run(asked, folder, SilentProgress()))
+    verdicts = run(inputs(exported_job, export), tmp_path, SilentProgress())
+    assert [v.passed for v in verdicts.verdicts] == [True, True, True]
+    assert verdicts.verdicts[1].gate.endswith("at batch 4")
+    assert {x.batch for x in verdicts.latencies if x.subject != "teacher"} == {4}
 
 
 def test_a_teacher_of_fixed_batch_is_timed_at_that_batch(exported_job: Any) -> None:
     intake = Path(exported_job.small.intake.path)
     teacher = replace(load(Teacher, intake), batch=4)
     spec, _ = load_student(Path(exported_job.distillation.path))
-    found = measure_latencies(intake, teacher, Path(exported_job.export.path) / "student.onnx", spec)
-    assert [(x.subject, x.batch) for x in found] == [("teacher", 4), ("fp32", 1), ("fp32", 4), ("fp32", 32)]
+    fp32 = load(Variants, exported_job.export.path).variants[:1]
+    found = measure_latencies(intake, teacher, Path(exported_job.export.path), fp32, spec)
+    rows = [("fp32", batch) for _ in usable_threads() for batch in (1, 4, 32)]
+    assert [(x.subject, x.batch) for x in found] == [("teacher", 4), *rows]
     compared = speed(found, "fp32")
     assert compared is not None
     assert compared.batch == 4
@@ -173,12 +265,13 @@ def test_the_strangers_constants_are_not_folded(exported_job: Any, monkeypatch: 
     folded = {}
 
     def watched(path: Path, **options: Any) -> Any:
-        folded[path.name] = options["fold_constants"]
+        folded[path.name] = options.get("fold_constants", True)
         return open_session(path, **options)
 
-    monkeypatch.setattr(verification, "open_session", watched)
+    monkeypatch.setattr(timings, "open_session", watched)
     intake, spec = Path(exported_job.small.intake.path), load_student(Path(exported_job.distillation.path))[0]
-    measure_latencies(intake, load(Teacher, intake), Path(exported_job.export.path) / "student.onnx", spec)
+    fp32 = load(Variants, exported_job.export.path).variants[:1]
+    measure_latencies(intake, load(Teacher, intake), Path(exported_job.export.path), fp32, spec)
     assert folded == {"canonical.onnx": False, "student.onnx": True}
 
 
@@ -195,9 +288,10 @@ def test_held_out_images_stay_on_the_disk(exported_job: Any) -> None:
         labels=chain.held_out.labels[[0] * many],
     )
     long = replace(chain, held_out=first, held_out_logits=chain.held_out_logits[[0] * many])
-    session = open_session(Path(exported_job.export.path) / "student.onnx", threads=1)
+    file = opened(exported_job)
+    one = replace(file, variant=replace(file.variant, details={**file.variant.details, "max_batch": "1"}))
     tracemalloc.start()
-    verdict = verification.student_to_fp32(long, session, 1)
+    verdict = verification.student_to_fp32(long, one, Path(exported_job.export.path)).verdict
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert verdict.images == many + 20

@@ -1,0 +1,70 @@
+"""How fast teacher and student files are on this machine's CPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from pu_engine.fact_types import Latency
+from pu_engine.hops import File
+from pu_engine.latency import measure_latency
+from pu_engine.preprocessing import image_channels, model_input
+from pu_engine.sessions import open_session
+from pu_engine.types import Preprocessing, StudentSpec, Teacher, Variant
+
+BATCHES = (1, 32)
+TEACHER_THREADS = 1
+THREADS = (1, 2)  # of the student's files; two only where there are two cores
+BUDGET_SECONDS = 0.5  # of one measurement of a file: all of them together stay under half a minute
+MAX_RUNS = 200
+CANONICAL = "canonical.onnx"
+
+
+def measure_latencies(
+    intake: Path, teacher: Teacher, export: Path, files: Sequence[Variant], spec: StudentSpec
+) -> tuple[Latency, ...]:
+    """Teacher and files at batches 1 and 32; what has a fixed batch at that one only.
+
+    A teacher of fixed batch is compared at it: the files of free batch run that one too.
+    The teacher's constants are not folded, for the model is a stranger's.
+    """
+    teacher_batches = BATCHES if teacher.batch is None else (teacher.batch,)
+    session = open_session(intake / CANONICAL, threads=TEACHER_THREADS, fold_constants=False)
+    found = [
+        measure_latency(session, model_input(_pixels(batch, teacher.preprocessing), teacher.preprocessing),
+                        subject="teacher", threads=TEACHER_THREADS)
+        for batch in teacher_batches
+    ]  # fmt: skip
+    batches = tuple(sorted({*BATCHES, *teacher_batches}))
+    for variant in files:
+        for threads in usable_threads():
+            session = open_session(export / variant.path, threads=threads)
+            found += measure_file(session, variant, spec, batches, threads)
+    return tuple(found)
+
+
+def measure_file(
+    session: ort.InferenceSession, variant: Variant, spec: StudentSpec, batches: Sequence[int], threads: int
+) -> list[Latency]:
+    """One file at each batch, or at its fixed one."""
+    file = File(variant=variant, session=session, preprocessing=spec.preprocessing)
+    return [
+        measure_latency(session, file.feed(_pixels(batch, spec.preprocessing)), subject=variant.name, threads=threads,
+                        budget_seconds=BUDGET_SECONDS, max_runs=MAX_RUNS)
+        for batch in (batches if file.free() else file.batches())
+    ]  # fmt: skip
+
+
+def usable_threads() -> tuple[int, ...]:
+    """Numbers of threads that this process has cores for."""
+    return tuple(count for count in THREADS if count <= len(os.sched_getaffinity(0)))
+
+
+def _pixels(batch: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    shape = (batch, preprocessing.height, preprocessing.width, image_channels(preprocessing))
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
