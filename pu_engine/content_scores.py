@@ -135,19 +135,6 @@ def rank_sum(*scores: Vector) -> Vector:
     return np.asarray(sum(ranks(score) for score in scores), dtype=np.float64)
 
 
-def rank_correlation(first: Vector, second: Vector) -> float:
-    """Spearman's correlation of two scores of the same images, -1 to 1; 0 where one of them is constant.
-
-    Raises:
-        ValueError: scores of different images, or none.
-    """
-    if first.size != second.size or not first.size:
-        raise ValueError(f"a correlation needs two scores of each image, got {first.size} and {second.size}")
-    left, right = (ranks(score) - ranks(score).mean() for score in (first, second))
-    norm = float(np.sqrt((left**2).sum() * (right**2).sum()))
-    return float((left * right).sum() / norm) if norm else 0.0
-
-
 def separation(higher: Vector, lower: Vector) -> float:
     """How often a score of the first group is above one of the second, equal scores counting half (AUC), 0 to 1.
 

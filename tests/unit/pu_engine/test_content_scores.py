@@ -13,7 +13,6 @@ from pu_engine.content_scores import (
     confidence,
     energy,
     moments,
-    rank_correlation,
     rank_sum,
     ranks,
     relative_mahalanobis,
@@ -136,22 +135,6 @@ def test_a_rank_sum_ignores_the_scale_of_each_score() -> None:
 def test_a_constant_score_changes_no_order() -> None:
     score = np.array([0.4, 0.1, 0.9])
     assert np.argsort(rank_sum(score, np.zeros(3))).tolist() == np.argsort(score).tolist()
-
-
-def test_orders_that_agree_correlate_whatever_their_scale() -> None:
-    score = np.array([0.4, 0.1, 0.9, 0.2])
-    assert rank_correlation(score, np.exp(5 * score)) == pytest.approx(1.0)
-    assert rank_correlation(score, -score) == pytest.approx(-1.0)
-    assert rank_correlation(np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 2.0, 4.0, 3.0])) == pytest.approx(0.8)
-
-
-def test_a_constant_score_agrees_with_nothing() -> None:
-    assert rank_correlation(np.arange(5.0), np.ones(5)) == 0.0
-
-
-def test_a_correlation_of_different_images_is_refused() -> None:
-    with pytest.raises(ValueError, match="3 and 2"):
-        rank_correlation(np.arange(3.0), np.arange(2.0))
 
 
 def test_separation_counts_pairs_and_halves_ties() -> None:

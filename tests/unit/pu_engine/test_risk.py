@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
-from pu_engine.risk import Surrogate, naive_risk, nnpu_risk, surrogate_loss, upu_risk
+from pu_engine.risk import (
+    Surrogate,
+    answer_entropy,
+    cvir_kept,
+    dist_pu_risk,
+    naive_risk,
+    nnpu_risk,
+    surrogate_loss,
+    upu_risk,
+    vpu_regulariser,
+    vpu_risk,
+)
 
 # Case A: a healthy step. Case B: the negative part is below 0, so the step must reverse it.
 A = ((1.0, -0.5), (2.0, 0.0, -1.0, 0.5), 0.3)
@@ -143,3 +156,64 @@ def test_a_prior_out_of_range_raises(prior: float) -> None:
 def test_an_empty_group_raises() -> None:
     with pytest.raises(ValueError, match="P=0, U=3"):
         naive_risk(torch.ones(0), torch.ones(3))
+
+
+@pytest.mark.parametrize(("case", "expected"), [(A, 0.07812255), (B, -2.64379204)])
+def test_variational_risk(case: Case, expected: float) -> None:
+    positive, unlabelled, _ = tensors(case)
+    assert vpu_risk(positive, unlabelled).item() == pytest.approx(expected, abs=1e-7)
+
+
+@pytest.mark.parametrize(("case", "expected"), [(A, 0.00650540), (B, 0.00024057)])
+def test_variational_regulariser_of_one_pair_mixed_by_their_scores(case: Case, expected: float) -> None:
+    positive, unlabelled, _ = tensors(case)
+    share = torch.tensor([0.3], dtype=torch.float64)
+    mixed = share * positive[:1] + (1 - share) * unlabelled[:1]
+    assert vpu_regulariser(mixed, unlabelled[:1], share).item() == pytest.approx(expected, abs=1e-7)
+
+
+def test_the_regulariser_trains_the_mixed_image_only() -> None:
+    mixed, unlabelled = (torch.tensor([x], requires_grad=True) for x in (0.3, 1.2))
+    vpu_regulariser(mixed, unlabelled, torch.tensor([0.4])).backward()  # type: ignore[no-untyped-call]
+    assert mixed.grad is not None
+    assert unlabelled.grad is None
+
+
+@pytest.mark.parametrize(("case", "expected"), [(A, 0.53546968), (B, 0.51819610)])
+def test_label_distribution_risk(case: Case, expected: float) -> None:
+    assert dist_pu_risk(*tensors(case)).item() == pytest.approx(expected, abs=1e-7)
+
+
+@pytest.mark.parametrize(("case", "expected"), [(A, 0.57588287), (B, 0.22870719)])
+def test_entropy_of_the_answers(case: Case, expected: float) -> None:
+    assert answer_entropy(tensors(case)[1]).item() == pytest.approx(expected, abs=1e-7)
+
+
+def test_answers_that_are_sure_have_no_entropy_and_a_finite_gradient() -> None:
+    scores = torch.tensor([200.0, -200.0], requires_grad=True)
+    answer_entropy(scores).backward()  # type: ignore[no-untyped-call]
+    assert answer_entropy(scores).item() == pytest.approx(0.0, abs=1e-7)
+    assert torch.isfinite(scores.grad).all()  # type: ignore[arg-type]
+
+
+POOL_ANSWERS = torch.tensor([0.97, 0.85, 0.5, 0.4, 0.35, 0.2, 0.15, 0.1, 0.05, 0.02], dtype=torch.float64)
+
+
+def test_value_ignoring_risk_leaves_out_the_highest_and_trains_on_the_rest() -> None:
+    labelled = torch.tensor([0.95, 0.9, 0.8, 0.6, 0.3], dtype=torch.float64)
+    kept = POOL_ANSWERS[cvir_kept(POOL_ANSWERS, 0.2)]
+    assert kept.tolist() == sorted(POOL_ANSWERS.tolist())[:8]
+    assert naive_risk(labelled.logit(), kept.logit()).item() == pytest.approx(0.34678925, abs=1e-7)
+
+
+def test_value_ignoring_risk_keeps_all_at_prior_zero_and_equal_scores_in_pool_order() -> None:
+    assert cvir_kept(torch.zeros(4), 0.0).tolist() == [0, 1, 2, 3]
+    assert cvir_kept(torch.zeros(4), 0.5).tolist() == [0, 1]
+    with pytest.raises(ValueError, match="prior must be in"):
+        cvir_kept(torch.zeros(4), 1.0)
+
+
+@pytest.mark.parametrize("risk", [vpu_risk, lambda p, u: dist_pu_risk(p, u, 0.3)])
+def test_the_other_risks_refuse_an_empty_group(risk: Callable[[Tensor, Tensor], Tensor]) -> None:
+    with pytest.raises(ValueError, match="P=3, U=0"):
+        risk(torch.ones(3), torch.ones(0))
