@@ -60,7 +60,15 @@ def run(inputs: PlanInputs, out: Path, progress: Progress) -> Plan:
     progress.update(2, 3, "sample")
     # Only now: selection and students import torch, which scoring's memory does not hold.
     picked = planned_picks(inputs, pool.pool.images, scorer.teacher.classes)
-    student = time_student(inputs, scorer.teacher, side, out / SCRATCH)
+    student = time_student(
+        inputs.student,
+        inputs.distillation,
+        scorer.teacher,
+        side,
+        out / SCRATCH,
+        seed=inputs.seed,
+        threads=inputs.threads,
+    )
     progress.update(3, 3, "sample")
     stages = estimate_stages(
         inputs, pool_images=pool.pool.images, labelled=labelled, picked=picked, passes=len(scorer.views) + 1,

@@ -92,6 +92,10 @@ class Scorer:
             views.append(self._run(np.stack([reencode(image, quality, chroma) for image in clean]))[1])
         return np.stack([logits, mirrored], axis=1), np.stack(views, axis=1)
 
+    def logits(self, clean: Pixels) -> NDArray[np.float32]:
+        """Logits [n, K] of up to `batch` images at the teacher's size, without their mirrors."""
+        return self._run(clean)[0]
+
     def _run(self, pixels: Pixels) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
         """Logits [n, K] and features [n, D] of [n, H, W, C] pixels."""
         count = len(pixels)

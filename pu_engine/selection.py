@@ -24,7 +24,7 @@ from pu_engine.results import load
 from pu_engine.score_files import ScoreFiles, open_score_files
 from pu_engine.source_test import GATE_PRIOR
 from pu_engine.training import repeatable
-from pu_engine.types import Selection, SelectionInputs, SelectionOptions, Teacher
+from pu_engine.types import Budget, Selection, SelectionInputs, SelectionOptions, Teacher
 
 FILE = "selection.parquet"
 RULES = ("balanced", "top", "threshold")
@@ -85,7 +85,8 @@ def run(inputs: SelectionInputs, out: Path, progress: Progress) -> Selection:
     # One thread gives the same sums on every machine, and is the fastest on layers as small as the PU side's.
     with repeatable(threads=1):
         order = order_pool(files, view, options, inputs.seed, progress)
-    draws = int(inputs.steps * inputs.batch_size * (1.0 - inputs.labelled_share))
+    steps = load(Budget, inputs.budget.path).steps if inputs.budget else inputs.steps
+    draws = int(steps * inputs.batch_size * (1.0 - inputs.labelled_share))
     held_out = pool.holds(files.held_out_digests)
     eligible = ~(order.junk | held_out)
     default = max(default_count(len(keys), draws), classes)

@@ -14,6 +14,7 @@ from exporters.torch_to_onnx import INPUT
 from pu_engine.agreement import accuracy, argmax_agreement, mean_kl, relative_max_error, wilson_interval
 from pu_engine.batches import Part, load_part
 from pu_engine.errors import EngineError
+from pu_engine.evaluation import predict
 from pu_engine.fact_types import Latency
 from pu_engine.latency import measure_latency
 from pu_engine.preprocessing import image_channels, model_input
@@ -21,7 +22,7 @@ from pu_engine.progress import Progress
 from pu_engine.results import file_sha256, load
 from pu_engine.sessions import open_session
 from pu_engine.student_files import load_student
-from pu_engine.training import predict, repeatable
+from pu_engine.training import repeatable
 from pu_engine.types import (
     Preprocessing,
     StudentSpec,

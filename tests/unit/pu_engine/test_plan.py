@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from pu_engine import ingest, plan, plan_samples
+from pu_engine.distill_types import DistillationOptions
 from pu_engine.errors import EngineError
 from pu_engine.jsonform import from_json, to_json
 from pu_engine.pool import open_pool, pool_folder
@@ -23,7 +24,6 @@ from pu_engine.pool_types import IngestInputs
 from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest, file_sha256
 from pu_engine.types import (
-    DistillationOptions,
     File,
     Folder,
     LabelledFile,

@@ -14,13 +14,13 @@ import pytest
 from pu_engine import verification
 from pu_engine.batches import Part
 from pu_engine.errors import EngineError
+from pu_engine.evaluation import predict
 from pu_engine.jsonform import from_json, to_json
 from pu_engine.progress import SilentProgress
 from pu_engine.report_data import speed
 from pu_engine.results import build_manifest, file_sha256, load
 from pu_engine.sessions import open_session
 from pu_engine.student_files import load_student
-from pu_engine.training import predict
 from pu_engine.types import Folder, Teacher, Variant, Variants, Verdicts, VerificationInputs
 from pu_engine.verification import measure_latencies, run, run_batched
 
