@@ -25,8 +25,7 @@ def run(inputs: BudgetInputs, out: Path, progress: Progress) -> Budget:
     options = inputs.distillation
     check_options(options)
     if options.minutes is None:
-        named = "named" if options.steps is not None else f"effort {options.effort}"
-        return Budget(steps=stated_steps(options), why=f"{stated_steps(options):,} steps: {named}")
+        return budget_of(options, 0.0)
     # Only now: a student imports torch.
     from pu_engine.plan_samples import time_student
 
@@ -35,26 +34,26 @@ def run(inputs: BudgetInputs, out: Path, progress: Progress) -> Budget:
     timed = time_student(
         inputs.student, options, teacher, side, out / SCRATCH, seed=inputs.seed, threads=inputs.threads
     )
-    steps = fitting_steps(options, timed.step.seconds_each)
     progress.update(1, 1, "sample")
-    return Budget(
-        steps=steps,
-        why=f"{steps:,} steps fit into {options.minutes:g} minutes at {timed.step.seconds_each:.3g} s a step, measured",
-        step_seconds=timed.step.seconds_each,
-    )
+    return budget_of(options, timed.step.seconds_each)
+
+
+def budget_of(options: DistillationOptions, step_seconds: float) -> Budget:
+    """The budget, a step having been timed: as many steps as fit into the minutes, at least one and at most those that
+    are named; without minutes those that are named.
+    """
+    if options.minutes is None:
+        named = "named" if options.steps is not None else f"effort {options.effort}"
+        return Budget(steps=stated_steps(options), why=f"{stated_steps(options):,} steps: {named}")
+    fitting = max(1, int(60.0 * options.minutes / step_seconds))
+    steps = fitting if options.steps is None else min(fitting, options.steps)
+    why = f"{steps:,} steps: {fitting:,} fit into {options.minutes:g} minutes at {step_seconds:.3g} s a step, measured"
+    return Budget(steps=steps, why=why, step_seconds=step_seconds)
 
 
 def stated_steps(options: DistillationOptions) -> int:
     """The steps that the options name themselves, or those of their effort."""
     return EFFORT_STEPS[options.effort] if options.steps is None else options.steps
-
-
-def fitting_steps(options: DistillationOptions, step_seconds: float) -> int:
-    """As many steps as fit into the minutes, at least one; never more than are named."""
-    if options.minutes is None:
-        return stated_steps(options)
-    fitting = max(1, int(60.0 * options.minutes / step_seconds))
-    return fitting if options.steps is None else min(fitting, options.steps)
 
 
 def steps_of(folder: Folder | None, options: DistillationOptions) -> Budget:

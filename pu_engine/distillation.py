@@ -19,7 +19,7 @@ from pu_engine.distill_checks import check_options
 from pu_engine.errors import EngineError
 from pu_engine.evaluation import agreement_with_teacher, predict
 from pu_engine.hint_features import hint_features
-from pu_engine.live_teacher import has_twin, live_teacher
+from pu_engine.live_teacher import choose_targets, live_teacher
 from pu_engine.own_weights import load_own
 from pu_engine.progress import Progress
 from pu_engine.results import canonical_json, load, write_atomic
@@ -56,7 +56,7 @@ def run(inputs: DistillationInputs, out: Path, progress: Progress) -> Student:
         spec = describe(name, module, arrays, teacher.class_names)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         module.to(device)
-        how, why = targets_of(inputs, device)
+        how, why = choose_targets(options.targets, Path(inputs.intake.path), device)
         task = build_task(inputs, spec, budget, how)
         if how == "live":
             task = replace(task, source=live_source(inputs, task, teacher, device))
@@ -110,18 +110,6 @@ def build_task(inputs: DistillationInputs, spec: StudentSpec, budget: Budget, ta
         target_scale=target_scale(answers.targets[:, 0], answers.labels),
         teacher_accuracy=load(Teacher, inputs.intake.path).accuracy,
     )
-
-
-def targets_of(inputs: DistillationInputs, device: torch.device) -> tuple[str, str]:
-    """Where the targets come from, and why: cached on a CPU, live on a GPU that holds the teacher's twin."""
-    asked = inputs.distillation.targets
-    if asked != "auto":
-        return asked, "asked for"
-    if device.type == "cpu":
-        return "cached", "on a CPU a live teacher takes several times the student's own time"
-    if not has_twin(Path(inputs.intake.path)):
-        return "cached", "the teacher has no torch twin"
-    return "live", "the teacher's twin runs beside the student on the GPU"
 
 
 def live_source(inputs: DistillationInputs, task: Task, teacher: Teacher, device: torch.device) -> TargetSource:

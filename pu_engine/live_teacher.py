@@ -16,6 +16,17 @@ from pu_engine.targets import AskTeacher
 from pu_engine.types import Preprocessing
 
 
+def choose_targets(asked: str, intake: Path, device: torch.device) -> tuple[str, str]:
+    """Where the targets come from, and why: cached on a CPU, live on a GPU that holds the teacher's twin."""
+    if asked != "auto":
+        return asked, "asked for"
+    if device.type == "cpu":
+        return "cached", "on a CPU a live teacher takes several times the student's own time"
+    if not has_twin(intake):
+        return "cached", "the teacher has no torch twin"
+    return "live", "the teacher's twin runs beside the student on the GPU"
+
+
 def live_teacher(intake: Path, preprocessing: Preprocessing, device: torch.device) -> AskTeacher:
     """The twin of an intake's teacher, as a function of uint8 images [B, S, S, C]; logits are float32 [B, K].
 

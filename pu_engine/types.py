@@ -444,9 +444,23 @@ class StageEstimate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """Another training budget: what it takes, and how much better or worse than the planned one it should end."""
+
+    effort: str
+    steps: int
+    seconds: float
+    points: float  # of accuracy, from recorded runs; a rule of thumb
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Also written as `plan.json`."""
 
+    steps: int = field(metadata=MEASURED)
+    budget: str = field(metadata=MEASURED)  # where the number of steps comes from
+    targets: str  # cached | views | live, and why
+    outlook: tuple[Outlook, ...] = field(metadata=MEASURED)
     picked: int
     pool_images: int
     student: str

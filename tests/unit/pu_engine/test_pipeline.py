@@ -43,8 +43,8 @@ def test_every_need_is_met_by_an_earlier_stage() -> None:
 
 
 def test_a_lifted_value_is_read_from_its_group() -> None:
-    inputs = stage_inputs(SELECTION, SPEC, {"intake": FOLDER, "scoring": FOLDER})
-    assert (inputs["steps"], inputs["batch_size"]) == (10, 32)
+    inputs = stage_inputs(SELECTION, SPEC, {"intake": FOLDER, "scoring": FOLDER, "budget": FOLDER})
+    assert inputs["batch_size"] == 32
     assert "labelled_share" not in inputs
     gathering = stage_inputs(GATHERING, SPEC, {"intake": FOLDER, "scoring": FOLDER, "selection": FOLDER})
     assert gathering["size"] == 16
