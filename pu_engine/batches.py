@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +11,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pu_engine.augmentation import augment
-from pu_engine.types import DistillationOptions
+from pu_engine.distill_types import DistillationOptions
+from pu_engine.mixing import mix_images, mix_targets
 
-LABELLED_STREAM, PICKED_STREAM, VIEW_STREAM, DROPOUT_STREAM, NOISE_STREAM = range(5)
+LABELLED_STREAM, PICKED_STREAM, VIEW_STREAM, DROPOUT_STREAM, NOISE_STREAM, BANK_STREAM = range(6)
+# A rare class is shown at most this many times as often as its images alone would be.
+MOST_REPEATED = 10.0
+
+Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Part:
-    """One part of a training set, read from its files as it is needed."""
+    """One part of a training set, read from its files as it is needed.
+
+    V is 2 (image and mirror), or the size of a bank of views; `images` then holds each view, [n, V, S, S, C].
+    """
 
     images: NDArray[np.uint8]  # [n, S, S, C]
-    targets: NDArray[np.float32]  # [n, 2, K], teacher's logits of image and mirror
+    targets: NDArray[np.float32]  # [n, V, K], teacher's logits
     labels: NDArray[np.int64]  # [n]; empty where there are none
+    weights: NDArray[np.float32] | None = None  # [n], how often each is drawn; None: all alike
+    features: NDArray[np.float16] | None = None  # [n, W], the teacher's last tap, for hints
 
     def __len__(self) -> int:
         return len(self.images)
@@ -33,17 +43,131 @@ class Batch:
     """One step's images, labelled ones first."""
 
     images: Tensor  # uint8 [B, S, S, C]
-    targets: Tensor  # float32 [B, K]
+    targets: Tensor  # float32 [B, K]; [B, 0] where a live teacher is yet to be asked
     labels: Tensor  # int64 [L], of the first L images
+    features: Tensor | None = None  # float32 [B, W]
+    partner_labels: Tensor | None = None  # int64 [L], of what is mixed in
+    share: float = 1.0  # of each image itself in a mixed one
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        if device.type == "cpu":
+            return self
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{n: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for n, v in moved.items()})
 
 
-def load_part(folder: Path, name: str, *, labelled: bool) -> Part:
-    """A part of a training set by the names that gathering gives its files; images and targets stay on disk."""
+class Draws:
+    """An endless sequence of rows: shuffled epochs, in which a row comes in proportion to its weight.
+
+    Args:
+        weights: [n], >= 0; None shows each row once an epoch.
+    """
+
+    def __init__(self, n: int, weights: NDArray[np.floating] | None, *, seed: int, stream: int) -> None:
+        self._n, self._seed, self._stream = n, seed, stream
+        self._ends = None if weights is None else np.cumsum(weights, dtype=np.float64)
+        self._held: tuple[int, Rows] = (-1, np.zeros(0, np.int64))
+
+    def take(self, start: int, count: int) -> Rows:
+        """Places `start` to `start + count` of the sequence, [count]."""
+        taken: list[Rows] = [np.zeros(0, np.int64)]
+        while count:
+            epoch, offset = divmod(start, self._n)
+            taken.append(self._epoch(epoch)[offset : offset + count])
+            start, count = start + len(taken[-1]), count - len(taken[-1])
+        return np.concatenate(taken)
+
+    def _epoch(self, epoch: int) -> Rows:
+        if self._held[0] != epoch:
+            generator = np.random.default_rng(derived_seed(self._seed, self._stream, epoch))
+            if self._ends is None:
+                self._held = epoch, generator.permutation(self._n)
+            else:
+                # Systematic: no row comes more than one time more or less often than its weight says.
+                places = (np.arange(self._n) + generator.random()) * (self._ends[-1] / self._n)
+                rows = np.searchsorted(self._ends, places, side="right").clip(max=self._n - 1)
+                self._held = epoch, generator.permutation(rows)
+        return self._held[1]
+
+
+class Sampler:
+    """The batches of one training set, by step.
+
+    Args:
+        scale: of the cached targets.
+    """
+
+    def __init__(
+        self, labelled: Part, picked: Part, options: DistillationOptions, seed: int, scale: float = 1.0
+    ) -> None:
+        self._parts = labelled, picked
+        self._options, self._seed, self._scale = options, seed, scale
+        self._count = labelled_rows(options.batch_size, options.labelled_share, len(labelled), len(picked))
+        weights = draw_weights(picked, options.draws)
+        self._draws = (
+            Draws(len(labelled), None, seed=seed, stream=LABELLED_STREAM),
+            Draws(len(picked), weights, seed=seed, stream=PICKED_STREAM),
+        )
+
+    def batch(self, step: int, *, live: bool = False) -> Batch:
+        """The batch of a step: each image cropped and mirrored at random, then mixed where the options say so.
+
+        Args:
+            live: leave the targets out; the teacher will be asked for the views themselves.
+        """
+        counts = self._count, self._options.batch_size - self._count
+        rows = [draws.take(step * count, count) for draws, count in zip(self._draws, counts, strict=True)]
+        generator = torch.Generator().manual_seed(derived_seed(self._seed, VIEW_STREAM, step))
+        images, targets = self._views(rows, generator)
+        features = self._features(rows)
+        labels = torch.from_numpy(self._parts[0].labels[rows[0]])
+        targets = targets[:, :0] if live else targets
+        options = self._options
+        if not (options.mixup or options.cutmix):
+            return Batch(images=images, targets=targets, labels=labels, features=features)
+        images, partner, share = mix_images(images, counts, options.mixup, options.cutmix, generator)
+        return Batch(
+            images=images,
+            targets=targets if live else mix_targets(targets, partner, share, options.loss.temperature),
+            labels=labels,
+            features=None if features is None else share * features + (1.0 - share) * features[partner],
+            partner_labels=labels[partner[: counts[0]]],
+            share=share,
+        )
+
+    def _views(self, rows: list[Rows], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        pairs = list(zip(self._parts, rows, strict=True))
+        targets = torch.from_numpy(np.concatenate([part.targets[own] for part, own in pairs]))
+        if self._scale != 1.0:
+            targets = targets * self._scale
+        if self._parts[0].images.ndim == 4:
+            images = torch.from_numpy(np.concatenate([part.images[own] for part, own in pairs]))
+            return augment(images, targets, generator)
+        view = torch.randint(0, targets.shape[1], (len(targets),), generator=generator)
+        chosen = np.split(view.numpy(), [len(rows[0])])
+        bank = [part.images[own, which] for (part, own), which in zip(pairs, chosen, strict=True)]
+        return torch.from_numpy(np.concatenate(bank)), targets[torch.arange(len(view)), view]
+
+    def _features(self, rows: list[Rows]) -> Tensor | None:
+        found = [part.features[own] for part, own in zip(self._parts, rows, strict=True) if part.features is not None]
+        return torch.from_numpy(np.concatenate(found)).float() if len(found) == len(self._parts) else None
+
+
+def load_part(folder: Path, name: str, *, labelled: bool, bank: bool = False) -> Part:
+    """A part of a training set by the names that gathering gives its files; images and targets stay on disk.
+
+    Args:
+        bank: take its bank of views, images and targets.
+    """
     labels = np.load(folder / f"{name}.labels.npy") if labelled else np.zeros(0, np.int64)
+    weights = folder / f"{name}.weights.npy"
+    arrays = f"{name}.bank" if bank else name
     return Part(
-        images=np.load(folder / f"{name}.images.npy", mmap_mode="r"),
-        targets=np.load(folder / f"{name}.targets.npy", mmap_mode="r"),
+        images=np.load(folder / f"{arrays}.images.npy", mmap_mode="r"),
+        targets=np.load(folder / f"{arrays}.targets.npy", mmap_mode="r"),
         labels=labels,
+        weights=np.load(weights) if weights.exists() else None,
     )
 
 
@@ -59,28 +183,19 @@ def labelled_rows(batch_size: int, share: float, labelled: int, picked: int) -> 
     return min(max(1, round(batch_size * share)), batch_size - 1)
 
 
-def draw(labelled: Part, picked: Part, step: int, options: DistillationOptions, seed: int) -> Batch:
-    """The batch of a step: two streams of shuffled epochs, each image cropped and mirrored at random."""
-    count = labelled_rows(options.batch_size, options.labelled_share, len(labelled), len(picked))
-    first = epoch_indices(len(labelled), step * count, count, seed=seed, stream=LABELLED_STREAM)
-    rest = options.batch_size - count
-    second = epoch_indices(len(picked), step * rest, rest, seed=seed, stream=PICKED_STREAM)
-    images = np.concatenate([labelled.images[first], picked.images[second]])
-    targets = np.concatenate([labelled.targets[first], picked.targets[second]])
-    generator = torch.Generator().manual_seed(derived_seed(seed, VIEW_STREAM, step))
-    views, view_targets = augment(torch.from_numpy(images), torch.from_numpy(targets), generator)
-    return Batch(images=views, targets=view_targets, labels=torch.from_numpy(labelled.labels[first]))
+def draw_weights(picked: Part, draws: str) -> NDArray[np.float64] | None:
+    """How often each picked image is drawn, [n], by the option `draws`; None where all are alike.
 
-
-def epoch_indices(n: int, start: int, count: int, *, seed: int, stream: int) -> NDArray[np.int64]:
-    """Positions `start` to `start + count` of an endless sequence of shuffled epochs over n images."""
-    taken: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
-    while count:
-        epoch, offset = divmod(start, n)
-        order = np.random.default_rng(derived_seed(seed, stream, epoch)).permutation(n)
-        taken.append(order[offset : offset + count])
-        start, count = start + len(taken[-1]), count - len(taken[-1])
-    return np.concatenate(taken)
+    `weighted` takes the weights that selection gave; `balanced` also brings the teacher's classes to equal shares.
+    """
+    given = None if picked.weights is None or np.ptp(picked.weights) == 0 else picked.weights.astype(np.float64)
+    if draws != "balanced" or not len(picked):
+        return given if draws == "weighted" else None
+    base = np.ones(len(picked)) if given is None else given
+    classes = picked.targets.mean(axis=1).argmax(axis=1)
+    mass = np.bincount(classes, weights=base)
+    factor = mass.sum() / (np.count_nonzero(mass) * np.maximum(mass, mass.sum() * 1e-12))
+    return np.asarray(base * np.minimum(factor, MOST_REPEATED)[classes], dtype=np.float64)
 
 
 def derived_seed(*parts: int) -> int:

@@ -12,6 +12,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from pu_engine.averaging import Average
 from pu_engine.results import file_sha256, write_atomic
 
 KEPT = 2
@@ -22,10 +23,17 @@ class TrainingState:
     """What changes with the steps, beside weights and momentum."""
 
     class_loss: Tensor  # float64 [K], running mean of each class's loss
+    average: Average = field(default_factory=dict)  # of the weights; empty where none is kept
     step: int = 0
     rate_scale: float = 1.0  # halved by the one roll-back
+    ignorant_loss: float = 0.0  # of equal logits for every class, on the first batch
+    recent_loss: float = 0.0  # decayed mean
+    gradient_scale: float = 0.0  # of half-precision training; 0: as it starts
     sums: dict[str, float] = field(default_factory=dict)  # since the last row of the curve
     curve: list[dict[str, float]] = field(default_factory=list)
+
+
+SCALARS = ("step", "rate_scale", "ignorant_loss", "recent_loss", "gradient_scale", "sums", "curve")
 
 
 def save(folder: Path, key: str, module: nn.Module, optimiser: torch.optim.Optimizer, state: TrainingState) -> None:
@@ -33,23 +41,19 @@ def save(folder: Path, key: str, module: nn.Module, optimiser: torch.optim.Optim
 
     Args:
         key: what the checkpoint belongs to; `restore` ignores others.
+        module: all that is trained.
     """
     folder.mkdir(exist_ok=True)
     tensors = {f"module.{name}": value for name, value in module.state_dict().items()}
     for index, values in optimiser.state_dict()["state"].items():
         tensors[f"momentum.{index}"] = values["momentum_buffer"]
+    tensors |= {f"average.{name}": value for name, value in state.average.items()}
     tensors["class_loss"] = state.class_loss
     data = save_tensors({name: value.detach().contiguous() for name, value in tensors.items()})
     path = folder / f"step-{state.step:08d}.safetensors"
     write_atomic(path, data)
-    content = {
-        "key": key,
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "step": state.step,
-        "rate_scale": state.rate_scale,
-        "sums": state.sums,
-        "curve": state.curve,
-    }
+    content = {"key": key, "sha256": hashlib.sha256(data).hexdigest()}
+    content |= {name: getattr(state, name) for name in SCALARS}
     write_atomic(path.with_suffix(".json"), json.dumps(content).encode())
     for old in sorted(folder.glob("step-*.json"))[:-KEPT]:
         old.unlink()
@@ -64,16 +68,18 @@ def restore(folder: Path, key: str, module: nn.Module, optimiser: torch.optim.Op
         if content["key"] != key or not weights.exists() or file_sha256(weights) != content["sha256"]:
             continue
         tensors = load_tensors(weights.read_bytes())
-        module.load_state_dict({n.removeprefix("module."): t for n, t in tensors.items() if n.startswith("module.")})
+        module.load_state_dict(_named(tensors, "module."))
         _restore_momentum(optimiser, tensors)
         return TrainingState(
             class_loss=tensors["class_loss"],
-            step=content["step"],
-            rate_scale=content["rate_scale"],
-            sums=content["sums"],
-            curve=content["curve"],
+            average=_named(tensors, "average."),
+            **{name: content[name] for name in SCALARS},
         )
     return None
+
+
+def _named(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _restore_momentum(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

@@ -49,12 +49,6 @@ def two_sided_perturbation(weights: Vector, shares: Vector, noise: Vector, epsil
     return np.asarray(moved * ((shares @ weights) / (shares @ moved)), dtype=np.float64)
 
 
-def base_distribution(shares: Vector, weights: Vector) -> Vector:
-    """The class distribution that weights make of the picked images' class shares, [K]."""
-    mass = shares * weights
-    return np.asarray(mass / mass.sum(), dtype=np.float64)
-
-
 def worst_case_chi2(base: Vector, loss: Vector, radius: float) -> Vector:
     """The distribution of largest mean loss with sum (p - base)^2 / base <= radius.
 

@@ -8,6 +8,8 @@ from torch import Tensor
 
 STANDARDISATION_EPSILON = 1e-7
 MASKED_LOGIT = -1e9  # far below any logit: its softmax is exactly 0 and its product with a log stays 0
+HINT_EPSILON = 1e-6
+SMALLEST_PROBABILITY = 1e-12
 CORRELATION_EPSILON = 1e-8  # added to the product of norms, as the authors' code does
 
 
@@ -29,12 +31,7 @@ def kd_rows(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(dim=1) * temperature**2
 
 
-def kd(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Mean of `kd_rows` over the batch."""
-    return kd_rows(student, teacher, temperature).mean()
-
-
-def dkd(
+def dkd_rows(
     student: Tensor, teacher: Tensor, target: Tensor, temperature: float, *, alpha: float = 1.0, beta: float = 8.0
 ) -> Tensor:
     """Decoupled distillation: KL of target against rest, and KL among the rest, weighted apart.
@@ -46,11 +43,11 @@ def dkd(
         target: class of each image, int64 [N]; the teacher's argmax where there is no label.
 
     Returns:
-        T^2 (alpha TCKD + beta NCKD), mean over the batch.
+        T^2 (alpha TCKD + beta NCKD), [N].
     """
     _check(student, teacher, temperature)
     target_part, other_part = decoupled_kl(student, teacher, target, temperature)
-    return (alpha * target_part + beta * other_part).mean() * temperature**2
+    return (alpha * target_part + beta * other_part) * temperature**2
 
 
 def decoupled_kl(student: Tensor, teacher: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -85,12 +82,48 @@ def correlation_distances(student: Tensor, teacher: Tensor, temperature: float) 
     return inter, 1.0 - _pearson(p, q, dim=0).mean()
 
 
-def standardised_kd(student: Tensor, teacher: Tensor, temperature: float = 2.0, *, ddof: int = 1) -> Tensor:
-    """KD on logits that are standardised by row on both sides.
+def standardised_rows(student: Tensor, teacher: Tensor, temperature: float = 2.0, *, ddof: int = 1) -> Tensor:
+    """Hinton's loss of each image, [N], on logits that are standardised by row on both sides.
 
     Source: Sun et al. 2024. Its code divides by the unbiased deviation (ddof 1), its formula by the biased (0).
     """
-    return kd(_standardised(student, ddof), _standardised(teacher, ddof), temperature)
+    return kd_rows(_standardised(student, ddof), _standardised(teacher, ddof), temperature)
+
+
+def hint_distance(projected: Tensor, features: Tensor) -> Tensor:
+    """Mean squared distance of the student's projected features from the teacher's, float [N, W] both, in units of the
+    teacher's own spread over the batch: 1 is what the mean feature would reach.
+
+    Source: Romero et al. 2015 ("FitNets"), on pooled features.
+    """
+    if projected.shape != features.shape:
+        raise ValueError(f"features must be of one shape, got {tuple(projected.shape)} and {tuple(features.shape)}")
+    spread = (features - features.mean(dim=0)).square().mean()
+    return (projected - features).square().mean() / (spread + HINT_EPSILON)
+
+
+def confusion(free: Tensor, accuracy: float) -> Tensor:
+    """DFND's noise adaptation, [K, K]: row k is what the teacher answers where k is right.
+
+    Source: Chen et al. 2021 ("Learning Student Networks in the Wild").
+
+    Args:
+        free: learned, [K, K - 1]; a row's softmax shares out what `accuracy` leaves.
+        accuracy: of the teacher, the whole diagonal.
+    """
+    classes = len(free)
+    if free.shape != (classes, classes - 1) or not 0.0 <= accuracy <= 1.0:
+        raise ValueError(f"free must be [K, K - 1] and accuracy a share, got {tuple(free.shape)} and {accuracy}")
+    wrong = F.softmax(free, dim=1) * (1.0 - accuracy)
+    matrix = torch.full((classes, classes), accuracy, dtype=free.dtype, device=free.device)
+    off_diagonal = ~torch.eye(classes, dtype=torch.bool, device=free.device)
+    return matrix.masked_scatter(off_diagonal, wrong)
+
+
+def noisy_label_loss(student: Tensor, answers: Tensor, matrix: Tensor) -> Tensor:
+    """Cross-entropy of the teacher's answers, int64 [N], under the student's classes sent through `confusion`."""
+    answered = F.softmax(student, dim=1) @ matrix
+    return F.nll_loss(answered.clamp_min(SMALLEST_PROBABILITY).log(), answers)
 
 
 def _standardised(logits: Tensor, ddof: int) -> Tensor:

@@ -1,40 +1,40 @@
-"""Stage distillation: train the student on the teacher's cached logits."""
+"""Stage distillation: train the student on what the teacher says of the labelled and the picked images."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from exporters.errors import ExportError
 from pu_engine.agreement import accuracy
-from pu_engine.batches import load_part
-from pu_engine.class_weighting import DEFAULT_RADIUS
+from pu_engine.batches import Part, Sampler, load_part
+from pu_engine.budget import steps_of
+from pu_engine.distill_checks import check_options
 from pu_engine.errors import EngineError
+from pu_engine.evaluation import agreement_with_teacher, predict
+from pu_engine.hint_features import hint_features
+from pu_engine.live_teacher import choose_targets, live_teacher
+from pu_engine.own_weights import load_own
 from pu_engine.progress import Progress
 from pu_engine.results import canonical_json, load, write_atomic
 from pu_engine.student_choice import choose
 from pu_engine.student_files import write_student
-from pu_engine.students import build, count_macs, count_parameters
-from pu_engine.training import Task, agreement_with_teacher, checkpoint_steps, predict, repeatable, train
-from pu_engine.types import (
-    DistillationInputs,
-    DistillationOptions,
-    Preprocessing,
-    Student,
-    StudentSpec,
-    Teacher,
-    TrainingSet,
-)
+from pu_engine.student_spec import describe
+from pu_engine.students import build
+from pu_engine.target_scale import target_scale
+from pu_engine.targets import LiveTargets, PrefetchedTargets, TargetSource
+from pu_engine.tensorboard_file import write_events
+from pu_engine.training import Task, checkpoint_steps, repeatable, train
+from pu_engine.types import Budget, DistillationInputs, Student, StudentSpec, Teacher, TrainingSet
 
 CHECKPOINTS = ".checkpoints"
-CURVE = "curve.jsonl"
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-GRAY_MEAN, GRAY_STD = (0.5,), (0.5,)
+CURVE, EVENTS = "curve.jsonl", "events.tfevents"
 
 
 def run(inputs: DistillationInputs, out: Path, progress: Progress) -> Student:
@@ -43,95 +43,94 @@ def run(inputs: DistillationInputs, out: Path, progress: Progress) -> Student:
     Raises:
         EngineError: STUDENT_UNKNOWN, STUDENT_UNSUPPORTED, REQUEST_INVALID, TRAINING_DIVERGED.
     """
-    check_options(inputs.distillation)
+    options = inputs.distillation
+    check_options(options)
+    budget = steps_of(inputs.budget, options)
     teacher, arrays = load(Teacher, inputs.intake.path), load(TrainingSet, inputs.gathering.path)
     with repeatable(inputs.threads):
         name, candidates = _choose(inputs, arrays, out)
         torch.manual_seed(inputs.seed)
         module = build(name, arrays.size, arrays.channels, arrays.classes)
+        if inputs.student.weights is not None:
+            load_own(module, Path(inputs.student.weights.path))
         spec = describe(name, module, arrays, teacher.class_names)
-        task = build_task(inputs, spec)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        module.to(device)
+        how, why = choose_targets(options.targets, Path(inputs.intake.path), device)
+        task = build_task(inputs, spec, budget, how)
+        if how == "live":
+            task = replace(task, source=live_source(inputs, task, teacher, device))
+        started = time.perf_counter()
         curve = train(module, task, out / CHECKPOINTS, progress)
+        seconds = time.perf_counter() - started
         held_out = predict(module, task.held_out.images, spec.preprocessing).numpy()
         agreement = agreement_with_teacher(module, task.held_out, spec.preprocessing)
-    write_student(out, spec, module)
+    write_student(out, spec, module.cpu())
     write_atomic(out / CURVE, "".join(json.dumps(row) + "\n" for row in curve).encode())
+    write_events(out / EVENTS, curve)
     shutil.rmtree(out / CHECKPOINTS)
     return Student(
         spec=spec,
-        steps=inputs.distillation.steps,
+        steps=budget.steps,
         final_loss=curve[-1]["loss"],
         held_out_accuracy=accuracy(held_out, task.held_out.labels),
         held_out_agreement=agreement,
+        target_scale=task.target_scale,
+        targets=f"{how}: {why}",
+        budget=budget.why,
+        images_per_second=budget.steps * options.batch_size / seconds,
         candidates=candidates if inputs.student.name == "auto" else (),
     )
 
 
-def describe(name: str, module: nn.Module, arrays: TrainingSet, class_names: tuple[str, ...]) -> StudentSpec:
-    """What is needed to build the network again and to feed it."""
-    gray = arrays.channels == 1
-    return StudentSpec(
-        name=name,
-        size=arrays.size,
-        channels=arrays.channels,
-        classes=arrays.classes,
-        parameters=count_parameters(module),
-        macs=count_macs(module, arrays.size, arrays.channels),
-        preprocessing=Preprocessing(
-            layout="NCHW",
-            channels="GRAY" if gray else "RGB",
-            scale=1 / 255,
-            mean=GRAY_MEAN if gray else IMAGENET_MEAN,
-            std=GRAY_STD if gray else IMAGENET_STD,
-            dtype="float32",
-            height=arrays.size,
-            width=arrays.size,
-            fit=arrays.fit,
-        ),
-        class_names=class_names,
-    )
-
-
-def build_task(inputs: DistillationInputs, spec: StudentSpec) -> Task:
-    """The training that inputs and student amount to."""
+def build_task(inputs: DistillationInputs, spec: StudentSpec, budget: Budget, targets: str) -> Task:
+    """The training that inputs and student amount to, but for a live teacher."""
     folder, options = Path(inputs.gathering.path), inputs.distillation
-    identity = {"spec": spec, "options": options, "data": inputs.gathering.sha256, "seed": inputs.seed}
+    identity = {
+        "spec": spec, "options": options, "steps": budget.steps, "data": inputs.gathering.sha256, "seed": inputs.seed,
+        "weights": inputs.student.weights, "targets": targets,
+    }  # fmt: skip
+    bank = targets == "views"
+    labelled, picked = (
+        load_part(folder, name, labelled=name == "labelled", bank=bank) for name in ("labelled", "picked")
+    )
+    if options.loss.hints:
+        labelled, picked = with_features(inputs, labelled, picked)
+    answers = load_part(folder, "labelled", labelled=True)
     return Task(
-        labelled=load_part(folder, "labelled", labelled=True),
-        picked=load_part(folder, "picked", labelled=False),
+        labelled=labelled,
+        picked=picked,
         held_out=load_part(folder, "held_out", labelled=True),
         preprocessing=spec.preprocessing,
         options=options,
+        steps=budget.steps,
         seed=inputs.seed,
         checkpoint_steps=checkpoint_steps(spec.macs, options.batch_size),
         key=hashlib.sha256(canonical_json(identity).encode()).hexdigest(),
+        target_scale=target_scale(answers.targets[:, 0], answers.labels),
+        teacher_accuracy=load(Teacher, inputs.intake.path).accuracy,
     )
 
 
-def check_options(options: DistillationOptions) -> None:
-    """Refuse options that no training can follow."""
-    checks = (
-        ("steps", options.steps >= 1, "at least 1"),
-        ("batch_size", options.batch_size >= 2, "at least 2"),  # BatchNorm has no variance of one image
-        ("learning_rate", options.learning_rate > 0, "above 0"),
-        ("temperature", options.temperature > 0, "above 0"),
-        ("labelled_share", 0 <= options.labelled_share <= 1, "from 0 to 1"),
-        ("label_weight", options.label_weight >= 0, "at least 0"),
-        ("weight_decay", options.weight_decay >= 0, "at least 0"),
-        ("warmup_share", 0 <= options.warmup_share <= 1, "from 0 to 1"),
-        ("class_weights", options.class_weights in DEFAULT_RADIUS, f"one of {', '.join(DEFAULT_RADIUS)}"),
-        ("radius", options.radius is None or options.radius >= 0, "at least 0"),
-    )
-    for name, holds, bound in checks:
-        if not holds:
-            value = getattr(options, name)
+def live_source(inputs: DistillationInputs, task: Task, teacher: Teacher, device: torch.device) -> TargetSource:
+    """The teacher asked for the student's own views; on a CPU beside the training where there is a second thread."""
+    sampler = Sampler(task.labelled, task.picked, task.options, task.seed)
+    ask = live_teacher(Path(inputs.intake.path), teacher.preprocessing, device)
+    live = LiveTargets(sampler, ask, task.target_scale)
+    return PrefetchedTargets(live, task.steps) if inputs.threads > 1 or device.type == "cuda" else live
+
+
+def with_features(inputs: DistillationInputs, labelled: Part, picked: Part) -> tuple[Part, Part]:
+    """The parts with the teacher's features of their images."""
+    features = hint_features(inputs)
+    for part, own in zip((labelled, picked), features, strict=True):
+        if len(part) != len(own):
             raise EngineError(
-                "REQUEST_INVALID",
-                f"distillation.{name} must be {bound}, got {value}.",
-                f"Set distillation.{name} within its bounds.",
-                name=name,
-                value=value,
+                "STAGE_PROTOCOL",
+                f"The training set has {len(part)} images where the scoring has features of {len(own)}.",
+                "Run the job again from scoring.",
             )
+    return replace(labelled, features=features[0]), replace(picked, features=features[1])
 
 
 def _choose(inputs: DistillationInputs, arrays: TrainingSet, out: Path) -> tuple[str, tuple[dict[str, str], ...]]:

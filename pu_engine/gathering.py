@@ -24,6 +24,7 @@ from pu_engine.results import load, write_atomic
 from pu_engine.scoring import batches
 from pu_engine.target_logits import labelled_data, mismatch, open_targets
 from pu_engine.types import GatheringInputs, LabelledEntry, Teacher, TrainingSet
+from pu_engine.view_bank import write_banks
 
 PARITY_IMAGES = 256
 BATCH_IMAGES = 64
@@ -41,7 +42,7 @@ def run(inputs: GatheringInputs, out: Path, progress: Progress) -> TrainingSet:
     channels = image_channels(teacher.preprocessing)
     entries = _labelled_entries(Path(inputs.intake.path))
     targets = open_targets(inputs, pool, entries)
-    picked = _picked_rows(Path(inputs.selection.path) / "selection.parquet", pool)
+    picked, weights = _picked_rows(Path(inputs.selection.path) / "selection.parquet", pool)
     parity = parity_rows(picked, pool.pool.images, inputs.seed)
     total = len(entries) + picked.size + parity.size
     writer = _PartWriter(
@@ -50,6 +51,7 @@ def run(inputs: GatheringInputs, out: Path, progress: Progress) -> TrainingSet:
     for part, rows in (("picked", picked), ("parity", parity)):
         writer.write(part, rows.size, (data for _, data in pool.read(rows)))
         _write_targets(out, part, (rows.size, teacher.classes), targets.of_pool(rows))
+    np.save(out / "picked.weights.npy", weights)
     write_atomic(out / "picked.keys.json", json.dumps([pool.keys[row] for row in picked], indent=0).encode())
 
     for part, held_out in (("labelled", False), ("held_out", True)):
@@ -57,6 +59,8 @@ def run(inputs: GatheringInputs, out: Path, progress: Progress) -> TrainingSet:
         writer.write(part, kept.size, labelled_data(inputs, entries, held_out))
         _write_targets(out, part, (kept.size, teacher.classes), targets.of_labelled(held_out))
         np.save(out / f"{part}.labels.npy", np.array([entries[i].index for i in kept], np.int64))
+    if inputs.targets == "views":
+        write_banks(inputs, out, teacher, progress)
     held_out_count = sum(entry.held_out for entry in entries)
     return TrainingSet(
         size=size,
@@ -115,12 +119,13 @@ def _labelled_entries(intake: Path) -> tuple[LabelledEntry, ...]:
     return tuple(from_json(LabelledEntry, row) for row in rows)
 
 
-def _picked_rows(path: Path, pool: PoolReader) -> NDArray[np.int64]:
-    """Rows of the pool that the selection picked, ascending."""
-    table = pq.read_table(path, columns=["key", "picked"])
+def _picked_rows(path: Path, pool: PoolReader) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Rows of the pool that the selection picked, ascending, and how often each is drawn in training."""
+    table = pq.read_table(path, columns=["key", "picked", "weight"])
     if tuple(table["key"].to_pylist()) != pool.keys:
         raise mismatch("the selection's keys are not the pool's")
-    return np.flatnonzero(table["picked"].to_numpy()).astype(np.int64)
+    rows = np.flatnonzero(table["picked"].to_numpy()).astype(np.int64)
+    return rows, table["weight"].to_numpy()[rows].astype(np.float32)
 
 
 def _write_targets(out: Path, part: str, shape: tuple[int, int], chunks: Iterator[NDArray[np.float32]]) -> None:

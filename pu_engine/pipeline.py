@@ -66,15 +66,22 @@ SCORING = Stage(
     profile="model",
     shares_parts=True,
 )
+BUDGET = Stage(
+    name="budget",
+    module="pu_engine.budget",
+    schema=1,
+    needs=("intake",),
+    reads=("student", "distillation", "seed"),
+    minutes=30,
+)
 SELECTION = Stage(
     name="selection",
     module="pu_engine.selection",
-    schema=2,
-    needs=("intake", "scoring"),
+    schema=3,
+    needs=("intake", "scoring", "budget"),
     reads=(
         "pool",
         "selection",
-        "distillation.steps",
         "distillation.batch_size",
         "distillation.labelled_share",
         "seed",
@@ -83,16 +90,16 @@ SELECTION = Stage(
 GATHERING = Stage(
     name="gathering",
     module="pu_engine.gathering",
-    schema=3,
+    schema=4,
     needs=("intake", "scoring", "selection"),
-    reads=("pool", "images", "student.size", "seed"),
+    reads=("pool", "images", "student.size", "distillation.targets", "distillation.views", "seed"),
     profile="model",  # where the pool was scored in int8, the teacher gives its targets here
 )
 DISTILLATION = Stage(
     name="distillation",
     module="pu_engine.distillation",
-    schema=1,
-    needs=("intake", "gathering"),
+    schema=2,
+    needs=("intake", "scoring", "budget", "selection", "gathering"),
     reads=("student", "distillation", "seed"),
 )
 EXPORT = Stage(
@@ -118,7 +125,7 @@ INSPECTION = Stage(
 PLAN = Stage(
     name="plan",
     module="pu_engine.plan",
-    schema=1,
+    schema=2,
     needs=("intake",),
     reads=("pool", "images", "selection", "student", "distillation", "seed"),
     profile="model",
@@ -130,7 +137,7 @@ POOL_VERIFICATION = Stage(
 )
 POOL_PAGE = Stage(name="pool_page", module="pu_engine.pool_page", schema=1, reads=("pool",))
 
-COMPRESS = (INTAKE, SCORING, SELECTION, GATHERING, DISTILLATION, EXPORT, VERIFICATION, REPORT)
+COMPRESS = (INTAKE, SCORING, BUDGET, SELECTION, GATHERING, DISTILLATION, EXPORT, VERIFICATION, REPORT)
 KINDS: Mapping[str, tuple[Stage, ...]] = {
     "compress": COMPRESS,
     "validate": (INTAKE, INSPECTION),

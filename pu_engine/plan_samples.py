@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pu_engine.distill_types import DistillationOptions
 from pu_engine.errors import EngineError
 from pu_engine.images import decode_resized
 from pu_engine.peak_memory import peak_bytes
@@ -19,7 +20,7 @@ from pu_engine.prefetch import prefetched
 from pu_engine.preprocessing import image_channels
 from pu_engine.scorer import Scorer
 from pu_engine.scoring import batches
-from pu_engine.types import PlanInputs, Teacher, TrainingSet
+from pu_engine.types import StudentOptions, Teacher, TrainingSet
 
 SAMPLE_IMAGES = 64
 BATCHES_A_WORKER = 2  # fewer would not show workers beside each other
@@ -97,7 +98,10 @@ def time_decoding(sample: list[bytes], side: int, channels: int) -> Timed:
     )
 
 
-def time_student(inputs: PlanInputs, teacher: Teacher, side: int, scratch: Path) -> TimedStudent:
+def time_student(
+    student: StudentOptions, training: DistillationOptions, teacher: Teacher, side: int, scratch: Path, *, seed: int,
+    threads: int,
+) -> TimedStudent:  # fmt: skip
     """Build the student that the options ask for and time steps of its real training loop on noise.
 
     Raises:
@@ -106,17 +110,18 @@ def time_student(inputs: PlanInputs, teacher: Teacher, side: int, scratch: Path)
     import torch
 
     from pu_engine.batches import Part
-    from pu_engine.distillation import check_options, describe
+    from pu_engine.distill_checks import check_options
     from pu_engine.student_choice import choose
+    from pu_engine.student_spec import describe
     from pu_engine.students import build
     from pu_engine.training import Task, repeatable, train
 
-    check_options(inputs.distillation)
+    check_options(training)
     shutil.rmtree(scratch, ignore_errors=True)  # a killed run's
     scratch.mkdir(parents=True)
     channels, classes = image_channels(teacher.preprocessing), teacher.classes
-    generator = np.random.default_rng(inputs.seed)
-    count = min(inputs.distillation.batch_size, SAMPLE_IMAGES)
+    generator = np.random.default_rng(seed)
+    count = min(training.batch_size, SAMPLE_IMAGES)
     noise = Part(
         images=generator.integers(0, 256, (count, side, side, channels), np.uint8),
         targets=generator.normal(size=(count, 2, classes)).astype(np.float32),
@@ -133,14 +138,14 @@ def time_student(inputs: PlanInputs, teacher: Teacher, side: int, scratch: Path)
         parity=count,
         parity_unpicked=0,
     )
-    with repeatable(inputs.threads):
-        name, _ = choose(inputs.student, size=side, channels=channels, classes=classes, scratch=scratch)
-        torch.manual_seed(inputs.seed)
+    with repeatable(threads):
+        name, _ = choose(student, size=side, channels=channels, classes=classes, scratch=scratch)
+        torch.manual_seed(seed)
         module = build(name, side, channels, classes)
         spec = describe(name, module, arrays, teacher.class_names)
         task = Task(
             labelled=noise, picked=noise, held_out=noise, preprocessing=spec.preprocessing,
-            options=replace(inputs.distillation, steps=UNTIMED_STEPS + TIMED_STEPS), seed=inputs.seed,
+            options=replace(training, targets="cached"), steps=UNTIMED_STEPS + TIMED_STEPS, seed=seed,
             checkpoint_steps=UNTIMED_STEPS + TIMED_STEPS, key="plan",
         )  # fmt: skip
         clock = StepClock()

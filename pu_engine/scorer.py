@@ -94,6 +94,10 @@ class Scorer:
             views.append(self._run(model_input(matched, self.teacher.preprocessing))[1])
         return np.stack([logits, mirrored], axis=1), np.stack(views, axis=1)
 
+    def logits(self, clean: Pixels) -> NDArray[np.float32]:
+        """Logits [n, K] of up to `batch` images at the teacher's size, without their mirrors."""
+        return self._run(model_input(clean, self.teacher.preprocessing))[0]
+
     def _run(self, values: NDArray[np.generic]) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
         """Logits [n, K] and features [n, D] of n images' input tensor."""
         count = len(values)

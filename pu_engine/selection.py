@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pu_engine.errors import EngineError
+from pu_engine.pick_weights import pick_weights
 from pu_engine.pool import open_pool
 from pu_engine.pool_order import SCORES, PoolOrder, TeacherView, order_pool, teacher_view
 from pu_engine.progress import Progress
@@ -24,7 +25,7 @@ from pu_engine.results import load
 from pu_engine.score_files import ScoreFiles, open_score_files
 from pu_engine.source_test import GATE_PRIOR
 from pu_engine.training import repeatable
-from pu_engine.types import Selection, SelectionInputs, SelectionOptions, Teacher
+from pu_engine.types import Budget, Selection, SelectionInputs, SelectionOptions, Teacher
 
 FILE = "selection.parquet"
 RULES = ("balanced", "top", "threshold")
@@ -42,7 +43,7 @@ SCHEMA = pa.schema(
         ("score", pa.float64()),
         ("class", pa.int32()),  # the teacher's output index, from its mean logits over image and mirror
         ("probability", pa.float32()),  # of that class
-        ("weight", pa.float32()),  # in training: 1 for a picked image, else 0
+        ("weight", pa.float32()),  # how often it is drawn in training; 0 where it is not picked
         ("picked", pa.bool_()),
         ("why", pa.dictionary(pa.int8(), pa.string())),
     ]
@@ -85,15 +86,22 @@ def run(inputs: SelectionInputs, out: Path, progress: Progress) -> Selection:
     # One thread gives the same sums on every machine, and is the fastest on layers as small as the PU side's.
     with repeatable(threads=1):
         order = order_pool(files, view, options, inputs.seed, progress)
-    draws = int(inputs.steps * inputs.batch_size * (1.0 - inputs.labelled_share))
+    steps = load(Budget, inputs.budget.path).steps if inputs.budget else inputs.steps
+    draws = int(steps * inputs.batch_size * (1.0 - inputs.labelled_share))
     held_out = pool.holds(files.held_out_digests)
     eligible = ~(order.junk | held_out)
     default = max(default_count(len(keys), draws), classes)
     labelled = np.isin(np.arange(teacher.classes), files.positive_classes)
-    picks = pick(order, view, options, eligible=eligible, labelled=labelled, default=default, seed=inputs.seed)
+    weighted = keeps_all(order, options, draws)
+    if weighted:
+        picks = Picks(picked=eligible, fair_share=None)
+    else:
+        picks = pick(order, view, options, eligible=eligible, labelled=labelled, default=default, seed=inputs.seed)
+    weights = pick_weights(order.score, picks.picked, weighted)
     _check_rich_enough(int(picks.picked.sum()), classes, "Selection picks")
 
-    write_selection(out / FILE, keys, order, view, reasons(order, picks.picked, held_out, options.rule))
+    why = reasons(order, picks.picked, held_out, options.rule)
+    write_selection(out / FILE, keys, order, view, weights=weights, reason=why)
     warnings = [
         *order.warnings,
         *held_out_warnings(held_out),
@@ -129,6 +137,14 @@ def default_count(pool_images: int, draws: int) -> int:
     wanted = pool_images * max(LEAST_SHARE, draws / WHOLE_POOL_DRAWS)
     bounded = min(max(wanted, draws / MOST_PASSES), draws / FEWEST_PASSES)
     return max(1, min(pool_images, round(bounded)))
+
+
+def keeps_all(order: PoolOrder, options: SelectionOptions, draws: int) -> bool:
+    """Whether the whole pool is trained on, drawn by the PU side's probability: for long trainings, where the user
+    leaves rule and count to Punnet and the pool holds the labelled images' own source.
+    """
+    left_open = options.count is None and options.rule == "balanced"
+    return left_open and order.name == "pu" and draws > LEAST_SHARE * WHOLE_POOL_DRAWS
 
 
 def pick(
@@ -201,8 +217,9 @@ def reasons(order: PoolOrder, picked: NDArray[np.bool_], held_out: NDArray[np.bo
 
 
 def write_selection(
-    path: Path, keys: Sequence[str], order: PoolOrder, view: TeacherView, reason: NDArray[np.int8]
-) -> None:
+    path: Path, keys: Sequence[str], order: PoolOrder, view: TeacherView, *, weights: NDArray[np.float32],
+    reason: NDArray[np.int8],
+) -> None:  # fmt: skip
     """Write `selection.parquet`, a row group at a time; equal inputs give equal bytes."""
     picked = reason == PICKED
     with pq.ParquetWriter(path, SCHEMA) as writer:
@@ -213,7 +230,7 @@ def write_selection(
                 pa.array(order.score[part]),
                 pa.array(view.classes[part]),
                 pa.array(view.probability[part]),
-                pa.array(picked[part].astype(np.float32)),
+                pa.array(weights[part]),
                 pa.array(picked[part]),
                 pa.DictionaryArray.from_arrays(pa.array(reason[part]), pa.array(REASONS)),
             ]

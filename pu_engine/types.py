@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pu_engine.distill_types import DistillationOptions
 from pu_engine.fact_types import Latency, TapCandidate, TeacherFacts
 from pu_engine.jsonform import MEASURED
 from pu_engine.twin_report import TwinReport
@@ -174,6 +175,7 @@ class SelectionInputs:
     scoring: Folder
     pool: Folder
     selection: SelectionOptions = field(default_factory=SelectionOptions)
+    budget: Folder | None = None  # None: `steps` says it
     steps: int = 1500  # of the training to come: the default count grows with it
     batch_size: int = 128
     labelled_share: float = 0.25
@@ -209,6 +211,8 @@ class GatheringInputs:
     pool: Folder
     images: LabelledImages
     size: int | None = None  # training side in pixels; None: the teacher's
+    targets: str = "auto"  # views: a bank of crops and mirrors, each scored by the teacher
+    views: int = 8
     seed: int = 0
     threads: int = 1
 
@@ -219,7 +223,9 @@ class TrainingSet:
 
     Files: `<part>.images.npy` [n, S, S, C] uint8 and `<part>.targets.npy` [n, 2, K] float32 (teacher's logits of image
     and mirror) for the parts `labelled`, `picked`, `held_out`, `parity`; `<part>.labels.npy` [n] int64 for `labelled`
-    and `held_out`; `picked.keys.json`. `parity` are unpicked pool images (picked ones where none is left).
+    and `held_out`; `picked.weights.npy` [n] float32 (how often each is drawn) and `picked.keys.json`. With a bank of
+    views also `<part>.bank.images.npy` [n, V, S, S, C] and `<part>.bank.targets.npy` [n, V, K] for `labelled` and
+    `picked`. `parity` are unpicked pool images (picked ones where none is left).
     """
 
     size: int
@@ -240,26 +246,35 @@ class StudentOptions:
     max_parameters: int | None = None
     max_macs: int | None = None
     max_latency_ms: float | None = None
+    max_bytes: int | None = None  # of the fp32 weights
+    weights: File | None = None  # safetensors to start from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DistillationOptions:
-    steps: int = 1500
-    batch_size: int = 128
-    learning_rate: float = 0.1
-    temperature: float = 4.0
-    labelled_share: float = 0.25
-    label_weight: float = 0.1
-    class_weights: str = "none"  # none | paper | chi2 | kl
-    radius: float | None = None  # None: 0.05, for paper 0.1
-    weight_decay: float = 5e-4
-    warmup_share: float = 0.05
+class BudgetInputs:
+    """How many steps the training gets: named, by effort, or as many as fit into minutes."""
+
+    intake: Folder
+    student: StudentOptions = field(default_factory=StudentOptions)
+    distillation: DistillationOptions = field(default_factory=DistillationOptions)
+    seed: int = 0
+    threads: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    steps: int
+    why: str = field(metadata=MEASURED)
+    step_seconds: float | None = field(default=None, metadata=MEASURED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillationInputs:
     intake: Folder
     gathering: Folder
+    budget: Folder | None = None  # None: the options name the steps
+    scoring: Folder | None = None  # read where the loss has hints
+    selection: Folder | None = None  # the same
     student: StudentOptions = field(default_factory=StudentOptions)
     distillation: DistillationOptions = field(default_factory=DistillationOptions)
     seed: int = 0
@@ -289,6 +304,10 @@ class Student:
     final_loss: float
     held_out_accuracy: float
     held_out_agreement: float
+    target_scale: float = 1.0  # what the teacher's logits were multiplied by
+    targets: str = ""  # cached | views | live, and why
+    budget: str = field(default="", metadata=MEASURED)  # where the number of steps comes from
+    images_per_second: float = field(default=0.0, metadata=MEASURED)
     candidates: tuple[Mapping[str, str], ...] = field(default=(), metadata=MEASURED)
 
 
@@ -442,9 +461,23 @@ class StageEstimate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """Another training budget: what it takes, and how much better or worse than the planned one it should end."""
+
+    effort: str
+    steps: int
+    seconds: float
+    points: float  # of accuracy, from recorded runs; a rule of thumb
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Also written as `plan.json`."""
 
+    steps: int = field(metadata=MEASURED)
+    budget: str = field(metadata=MEASURED)  # where the number of steps comes from
+    targets: str  # cached | views | live, and why
+    outlook: tuple[Outlook, ...] = field(metadata=MEASURED)
     picked: int
     pool_images: int
     student: str

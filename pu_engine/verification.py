@@ -18,6 +18,7 @@ from pu_engine.agreement import accuracy, argmax_agreement, mean_kl, relative_ma
 from pu_engine.batches import Part, load_part
 from pu_engine.divergence import first_difference
 from pu_engine.errors import EngineError
+from pu_engine.evaluation import predict
 from pu_engine.hops import EXACT, TOLERANCE, File, Images, Measured, gate_of, measure_hop, softmax
 from pu_engine.preprocessing import model_input
 from pu_engine.progress import Progress
@@ -26,7 +27,7 @@ from pu_engine.results import file_sha256, load
 from pu_engine.sessions import open_session
 from pu_engine.student_files import load_student
 from pu_engine.timings import measure_latencies
-from pu_engine.training import predict, repeatable
+from pu_engine.training import repeatable
 from pu_engine.types import (
     StudentSpec,
     Teacher,

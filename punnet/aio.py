@@ -18,7 +18,7 @@ from punnet.blobs import TransferProgress, download, upload_missing
 from punnet.connection import FIRST_PAUSE_SECONDS, RETRY_SECONDS, Connection, Patience
 from punnet.errors import make_error
 from punnet.errors_from_rpc import error_from_job
-from punnet.material import Teacher, gather_material
+from punnet.material import Teacher, gather_material, weights_blob
 from punnet.options import (
     CompressOptions,
     InspectOptions,
@@ -118,7 +118,10 @@ class AsyncClient:
             PunnetError: by the error table.
         """
         request = compress_request(pool, options)
-        await self._upload(request, teacher, images, options, external_data=external_data, progress=progress)
+        await self._upload(
+            request, teacher, images, options,
+            external_data=external_data, progress=progress, weights=options.get("student_weights"),
+        )  # fmt: skip
         return (await self._connection.call(self._connection.compression.Compress, request)).job
 
     async def plan(
@@ -133,7 +136,10 @@ class AsyncClient:
     ) -> job_pb2.Job:
         """Starts an estimate of what a compression would take; its artifact is `plan.json`. Arguments as `compress`."""
         compression = compress_request(pool, options)
-        await self._upload(compression, teacher, images, options, external_data=external_data, progress=progress)
+        await self._upload(
+            compression, teacher, images, options,
+            external_data=external_data, progress=progress, weights=options.get("student_weights"),
+        )  # fmt: skip
         request = compression_pb2.PlanCompressionRequest(compression=compression)
         return (await self._connection.call(self._connection.compression.PlanCompression, request)).job
 
@@ -374,8 +380,9 @@ class AsyncClient:
         *,
         external_data: Mapping[str, Path | bytes] | None,
         progress: TransferProgress | None,
+        weights: Path | str | None = None,
     ) -> None:
-        """Names the teacher and images in the request and uploads what the server lacks of them."""
+        """Names teacher, images and first weights in the request and uploads what the server lacks of them."""
         with tempfile.TemporaryDirectory(prefix="punnet-") as scratch:
             material = await asyncio.to_thread(
                 gather_material,
@@ -388,7 +395,11 @@ class AsyncClient:
             )
             request.teacher.CopyFrom(material.teacher)
             request.images.CopyFrom(material.images)
-            await upload_missing(self._connection, material.blobs, progress)
+            blobs = [*material.blobs]
+            if isinstance(request, compression_pb2.CompressRequest) and weights:
+                blobs.append(await asyncio.to_thread(weights_blob, weights))
+                request.student.weights_sha256 = blobs[-1].sha256
+            await upload_missing(self._connection, blobs, progress)
 
 
 def state_name(job: job_pb2.Job) -> str:

@@ -33,7 +33,12 @@ def compress(
     max_parameters: o.MaxParameters = None,
     max_macs: o.MaxMacs = None,
     max_latency_ms: o.MaxLatency = None,
+    max_bytes: o.MaxBytes = None,
+    student_weights: o.StudentWeights = None,
+    effort: o.Effort = None,
+    minutes: o.Minutes = None,
     steps: o.Steps = None,
+    train: o.Train = None,
     batch_size: o.BatchSize = None,
     learning_rate: o.LearningRate = None,
     temperature: o.Temperature = None,
@@ -72,12 +77,17 @@ def compress(
         o.existing_pool(client, pool)
         with transfer_bar("uploading") as progress:
             job = client.compress(teacher, images, pool, progress=progress, **o.stated(ctx))
-        if out is None or detach:
-            _print_started(job, as_json)
-            return
-        done = run_to_end(client, job.id, then=f"punnet download {job.id} --out {out}")
-        with transfer_bar("downloading") as progress:
-            client.download(job.id, out, progress)
+        _see_through(client, job, None if detach else out, as_json)
+
+
+def _see_through(client: Client, job: Job, out: Path | None, as_json: bool) -> None:
+    """Wait for the job and fetch what it made; without a folder only say that it runs."""
+    if out is None:
+        _print_started(job, as_json)
+        return
+    done = run_to_end(client, job.id, then=f"punnet download {job.id} --out {out}")
+    with transfer_bar("downloading") as progress:
+        client.download(job.id, out, progress)
     _print_result(done, out, as_json)
 
 
@@ -98,7 +108,10 @@ def plan(
     pool: o.PoolName,
     student: o.Student = None,
     size: o.Size = None,
+    effort: o.Effort = None,
+    minutes: o.Minutes = None,
     steps: o.Steps = None,
+    train: o.Train = None,
     batch_size: o.BatchSize = None,
     score: o.Score = None,
     rule: o.Rule = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -12,6 +12,13 @@ import typer
 from punnet.client import Client
 from punnet.errors import make_error
 from punnet.options import CompressOptions, InspectOptions, names
+
+# What `--train` sets, with the kind of its value.
+TRAINING: Mapping[str, Callable[[str], Any]] = {
+    "draws": str, "teacher_targets": str, "views": int, "mixup": float, "cutmix": float, "clip_norm": float,
+    "average_decay": float, "precision": str, "compiled": bool,
+}  # fmt: skip
+LOSS_PARTS = ("kl", "dkd", "dist", "standardised", "hints", "noisy_labels")
 
 
 def numbers(text: str | None) -> list[float] | None:
@@ -40,6 +47,34 @@ def lines(text: str | None) -> list[str] | None:
     found = [line.strip() for line in content.rstrip().split("\n")]
     if "" in found:
         raise _no_names(text, f"Line {found.index('') + 1} of {text} is empty.")
+    return found
+
+
+def training(settings: Iterable[str]) -> dict[str, Any]:
+    """The client's keywords of `--train NAME=VALUE`; parts of the loss come together in one.
+
+    Raises:
+        InvalidRequest: REQUEST_INVALID for an unknown name, or a value that is none of its kind.
+    """
+    found: dict[str, Any] = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        kind = float if name.removeprefix("loss.") in LOSS_PARTS and name.startswith("loss.") else TRAINING.get(name)
+        try:
+            if kind is None:
+                raise ValueError("no such setting")
+            read = value.lower() in ("true", "yes", "1") if kind is bool else kind(value)
+        except ValueError as error:
+            raise make_error(
+                "REQUEST_INVALID",
+                f"--train {setting} can't be read: {error}.",
+                f"Take NAME=VALUE with one of {', '.join(TRAINING)}, or loss.PART with {', '.join(LOSS_PARTS)}.",
+                {"option": "--train", "value": setting},
+            ) from error
+        if name.startswith("loss."):
+            found.setdefault("loss", {})[name.removeprefix("loss.")] = read
+        else:
+            found[name] = read
     return found
 
 
@@ -133,7 +168,12 @@ MaxMacs = Annotated[int | None, typer.Option("--max-macs", rich_help_panel=_TRAI
 MaxLatency = Annotated[
     float | None, typer.Option("--max-latency-ms", rich_help_panel=_TRAINING, help="For --student auto; one image.")
 ]
-Steps = Annotated[int | None, typer.Option("--steps", rich_help_panel=_TRAINING, help="Optimiser steps [1500].")]
+MaxBytes = Annotated[
+    int | None, typer.Option("--max-bytes", rich_help_panel=_TRAINING, help="For --student auto; float32 weights.")
+]
+Steps = Annotated[
+    int | None, typer.Option("--steps", rich_help_panel=_TRAINING, help="Optimiser steps, by the effort.")
+]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", rich_help_panel=_TRAINING, help="Images a step [128].")]
 LearningRate = Annotated[
     float | None, typer.Option("--learning-rate", rich_help_panel=_TRAINING, help="Peak learning rate [0.1].")
@@ -177,6 +217,36 @@ Prior = Annotated[
     float | None, typer.Option("--prior", rich_help_panel=_SELECTION, help="Share of positives in the pool.")
 ]
 
+Effort = Annotated[
+    str | None,
+    typer.Option(
+        "--effort",
+        rich_help_panel=_TRAINING,
+        help=_choice("effort", "1,500, 6,000 or 24,000 steps, where none are named"),
+    ),
+]
+Minutes = Annotated[
+    float | None, typer.Option("--minutes", rich_help_panel=_TRAINING, help="As many steps as fit, by a timed one.")
+]
+StudentWeights = Annotated[
+    Path | None,
+    typer.Option(
+        "--student-weights",
+        metavar="FILE",
+        rich_help_panel=_TRAINING,
+        help="Start from these, for instance another job's student.safetensors, to train it on.",
+    ),
+]
+Train = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--train",
+        metavar="NAME=VALUE",
+        rich_help_panel=_TRAINING,
+        help=f"May be repeated. {', '.join(TRAINING)}, or loss.PART with PART of {', '.join(LOSS_PARTS)}.",
+    ),
+]
+
 Targets = Annotated[
     list[str] | None,
     typer.Option("--target", rich_help_panel=_RESULT, help="cpu and rtx unless stated; may be repeated."),
@@ -188,7 +258,8 @@ MaxBatch = Annotated[
 
 def stated(ctx: typer.Context) -> CompressOptions:
     """The client's keywords that this call of a command states; the commands' parameters are named like them."""
-    return cast(CompressOptions, _stated(ctx, CompressOptions.__annotations__))
+    found = _stated(ctx, CompressOptions.__annotations__)
+    return cast(CompressOptions, found | training(ctx.params.get("train") or ()))
 
 
 def stated_of_teacher(ctx: typer.Context) -> InspectOptions:

@@ -63,6 +63,19 @@ def gather_material(
     )
 
 
+def weights_blob(path: Path | str) -> Blob:
+    """A student's first weights.
+
+    Raises:
+        InvalidRequest: REQUEST_INVALID where there is no such file.
+    """
+    if not Path(path).is_file():
+        raise make_error(
+            "REQUEST_INVALID", f"There is no file {path}.", "Give the path of a .safetensors file.", {"path": str(path)}
+        )
+    return blob_of(Path(path))
+
+
 def _external(source: Path | bytes, stated: Mapping[str, Path | bytes] | None) -> Mapping[str, Path | bytes]:
     if stated is not None:
         return stated

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, TypedDict, TypeVar
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -45,6 +46,8 @@ class CompressOptions(InspectOptions, total=False):
     max_parameters: int
     max_macs: int
     max_latency_ms: float
+    max_bytes: int
+    student_weights: Path | str  # a safetensors file to start from
     score: str
     rule: str
     picks: int
@@ -58,6 +61,18 @@ class CompressOptions(InspectOptions, total=False):
     label_weight: float
     class_weights: str
     radius: float
+    loss: Mapping[str, float]  # part -> weight: kl, dkd, dist, standardised, hints, noisy_labels
+    effort: str  # quick | normal | patient
+    minutes: float
+    draws: str  # uniform | weighted | balanced
+    teacher_targets: str  # auto | cached | views | live
+    views: int
+    mixup: float
+    cutmix: float
+    clip_norm: float
+    average_decay: float
+    precision: str  # auto | fp32 | bf16 | fp16
+    compiled: bool
     targets: Sequence[str]
     max_batch: int
     validate_only: bool
@@ -81,6 +96,7 @@ _FIELDS: Mapping[type[Message], Mapping[str, str]] = {
         "max_parameters": "max_parameters",
         "max_macs": "max_macs",
         "max_latency_ms": "max_latency_ms",
+        "max_bytes": "max_bytes",
     },
     options_pb2.SelectionOptions: {
         "score": "score",
@@ -98,6 +114,18 @@ _FIELDS: Mapping[type[Message], Mapping[str, str]] = {
         "label_weight": "label_weight",
         "class_weights": "class_weights",
         "radius": "radius",
+        "loss": "loss",
+        "effort": "effort",
+        "minutes": "minutes",
+        "draws": "draws",
+        "targets": "teacher_targets",
+        "views": "views",
+        "mixup": "mixup",
+        "cutmix": "cutmix",
+        "clip_norm": "clip_norm",
+        "average_decay": "average_decay",
+        "precision": "precision",
+        "compiled": "compiled",
     },
     options_pb2.ExportOptions: {"targets": "targets", "max_batch": "max_batch"},
 }
@@ -109,9 +137,15 @@ _ENUMS: Mapping[str, tuple[_Enum, str]] = {
     "score": (options_pb2.Score, "SCORE_"),
     "rule": (options_pb2.SelectionRule, "SELECTION_RULE_"),
     "class_weights": (options_pb2.ClassWeights, "CLASS_WEIGHTS_"),
+    "effort": (options_pb2.Effort, "EFFORT_"),
+    "draws": (options_pb2.Draws, "DRAWS_"),
+    "teacher_targets": (options_pb2.TeacherTargets, "TEACHER_TARGETS_"),
+    "precision": (options_pb2.Precision, "PRECISION_"),
 }
 # Numbers for which 0 means something of its own; for the others the contract reads 0 as "left out".
-_ZERO_COUNTS = frozenset({"label_weight", "threshold", "seed"})
+_ZERO_COUNTS = frozenset(
+    {"label_weight", "threshold", "seed", "mixup", "cutmix", "clip_norm", "average_decay", "compiled"}
+)
 # What a message's field can hold at all; tighter limits are the appliance's to say.
 _BOUNDS: Mapping[int, tuple[int, int]] = {
     FieldDescriptor.TYPE_INT32: (-(2**31), 2**31 - 1),

@@ -39,6 +39,29 @@ WEIGHTS = {
     options_pb2.CLASS_WEIGHTS_PAPER: "paper",
     options_pb2.CLASS_WEIGHTS_CHI2: "chi2",
     options_pb2.CLASS_WEIGHTS_KL: "kl",
+    options_pb2.CLASS_WEIGHTS_TWO_SIDED: "two_sided",
+}
+EFFORTS = {
+    options_pb2.EFFORT_QUICK: "quick",
+    options_pb2.EFFORT_NORMAL: "normal",
+    options_pb2.EFFORT_PATIENT: "patient",
+}
+DRAWS = {
+    options_pb2.DRAWS_UNIFORM: "uniform",
+    options_pb2.DRAWS_WEIGHTED: "weighted",
+    options_pb2.DRAWS_BALANCED: "balanced",
+}
+TARGETS = {
+    options_pb2.TEACHER_TARGETS_AUTO: "auto",
+    options_pb2.TEACHER_TARGETS_CACHED: "cached",
+    options_pb2.TEACHER_TARGETS_VIEWS: "views",
+    options_pb2.TEACHER_TARGETS_LIVE: "live",
+}
+PRECISIONS = {
+    options_pb2.PRECISION_AUTO: "auto",
+    options_pb2.PRECISION_FP32: "fp32",
+    options_pb2.PRECISION_BF16: "bf16",
+    options_pb2.PRECISION_FP16: "fp16",
 }
 
 SHRINK_QUALITY = 90
@@ -48,8 +71,7 @@ Spec = dict[str, Any]
 
 def compression_spec(request: compression_pb2.CompressRequest, pool_sha256: str | None) -> Spec:
     """A compression, a validation or a plan; without `pool_sha256` the pool is left out."""
-    student, selection = request.student, request.selection
-    distillation, export = request.distillation, request.export
+    student, selection, export = request.student, request.selection, request.export
     groups = {
         "student": _set_fields(
             name=student.name,
@@ -57,6 +79,8 @@ def compression_spec(request: compression_pb2.CompressRequest, pool_sha256: str 
             max_parameters=student.max_parameters,
             max_macs=student.max_macs,
             max_latency_ms=student.max_latency_ms,
+            max_bytes=student.max_bytes,
+            weights=_file(student.weights_sha256) if student.weights_sha256 else None,
         ),
         "selection": _set_fields(
             score=SCORES.get(selection.score),
@@ -65,17 +89,7 @@ def compression_spec(request: compression_pb2.CompressRequest, pool_sha256: str 
             threshold=selection.threshold,
             prior=selection.prior,
         ),
-        "distillation": _set_fields(
-            steps=distillation.steps,
-            batch_size=distillation.batch_size,
-            learning_rate=distillation.learning_rate,
-            temperature=distillation.temperature,
-            labelled_share=distillation.labelled_share,
-            class_weights=WEIGHTS.get(distillation.class_weights),
-            radius=distillation.radius,
-        )
-        # Zero is a value here: no cross-entropy on the labelled images.
-        | ({"label_weight": distillation.label_weight} if distillation.HasField("label_weight") else {}),
+        "distillation": _distillation(request.distillation),
         "export": _set_fields(targets=list(export.targets), max_batch=export.max_batch),
     }
     if selection.rule == options_pb2.SELECTION_RULE_THRESHOLD:
@@ -155,6 +169,32 @@ def readable_paths(inputs: Mapping[str, Any], blobs: Path) -> list[Path]:
     _collect_paths(inputs, paths)
     folder = blobs.resolve()
     return sorted({folder if path.is_relative_to(folder) else path for path in paths})
+
+
+def _distillation(options: options_pb2.DistillationOptions) -> Spec:
+    parts: Spec = {"kl": 0.0, **options.loss} if options.loss else {}
+    # Zero is a value here: no cross-entropy on the labelled images.
+    labels = {"labels": options.label_weight} if options.HasField("label_weight") else {}
+    return _set_fields(
+        steps=options.steps,
+        effort=EFFORTS.get(options.effort),
+        minutes=options.minutes,
+        batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
+        loss=parts | labels | _set_fields(temperature=options.temperature),
+        labelled_share=options.labelled_share,
+        draws=DRAWS.get(options.draws),
+        targets=TARGETS.get(options.targets),
+        views=options.views,
+        mixup=options.mixup,
+        cutmix=options.cutmix,
+        class_weights=WEIGHTS.get(options.class_weights),
+        radius=options.radius,
+        clip_norm=options.clip_norm,
+        average_decay=options.average_decay,
+        precision=PRECISIONS.get(options.precision),
+        compiled=options.compiled,
+    )
 
 
 def _set_fields(**fields: Any) -> Spec:

@@ -32,6 +32,7 @@ SHORT_SIDES = (8, 4096)
 CHANNELS = (1, 3)
 LEAST_CLASSES = 2
 BATCH_LIMIT = 4096
+LOSS_PARTS = ("kl", "dkd", "dist", "standardised", "hints", "noisy_labels")
 SHOWN_CHARACTERS = 80
 
 
@@ -231,6 +232,9 @@ def _student(student: options_pb2.StudentOptions) -> None:
     _whole("student.max_parameters", student.max_parameters, 1, 2**62)
     _whole("student.max_macs", student.max_macs, 1, 2**62)
     _number("student.max_latency_ms", student.max_latency_ms, least=0.0)
+    _whole("student.max_bytes", student.max_bytes, 1, 2**62)
+    if student.weights_sha256:
+        check_digest("student.weights_sha256", student.weights_sha256)
 
 
 def _selection(selection: options_pb2.SelectionOptions) -> None:
@@ -244,10 +248,22 @@ def _selection(selection: options_pb2.SelectionOptions) -> None:
 def _distillation(options: options_pb2.DistillationOptions) -> None:
     _whole("distillation.steps", options.steps, 1, 10_000_000)
     _whole("distillation.batch_size", options.batch_size, 8, BATCH_LIMIT)
-    for field in ("learning_rate", "temperature", "radius", "label_weight"):
+    for field in ("learning_rate", "temperature", "radius", "label_weight", "minutes", "mixup", "cutmix", "clip_norm"):
         _number(f"distillation.{field}", getattr(options, field), least=0.0)
     _number("distillation.labelled_share", options.labelled_share, least=0.0, most=1.0)
+    _number("distillation.average_decay", options.average_decay, least=0.0, below=1.0)
+    _whole("distillation.views", options.views, 1, 64)
     _known("distillation.class_weights", options_pb2.ClassWeights, options.class_weights)
+    _known("distillation.effort", options_pb2.Effort, options.effort)
+    _known("distillation.draws", options_pb2.Draws, options.draws)
+    _known("distillation.targets", options_pb2.TeacherTargets, options.targets)
+    _known("distillation.precision", options_pb2.Precision, options.precision)
+    for name, weight in options.loss.items():
+        if name not in LOSS_PARTS:
+            raise violation("distillation.loss", f"weights of {', '.join(LOSS_PARTS)}", name)
+        _number(f"distillation.loss[{name!r}]", weight, least=0.0)
+    if options.loss and not any(options.loss.values()) and not options.label_weight:
+        raise violation("distillation.loss", "above 0 for at least one part", dict(options.loss))
 
 
 def _whole(field: str, value: int, least: int, most: int) -> None:

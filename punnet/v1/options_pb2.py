@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17punnet/v1/options.proto\x12\tpunnet.v1\"\xc4\x01\n\x07Teacher\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12;\n\rexternal_data\x18\x02 \x03(\x0b\x32$.punnet.v1.Teacher.ExternalDataEntry\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x13\n\x0b\x63lass_names\x18\x04 \x03(\t\x12\x0c\n\x04taps\x18\x05 \x03(\t\x1a\x33\n\x11\x45xternalDataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x90\x01\n\x0eLabelledImages\x12)\n\x06inline\x18\x01 \x01(\x0b\x32\x17.punnet.v1.InlineImagesH\x00\x12&\n\x05\x62lobs\x18\x02 \x01(\x0b\x32\x15.punnet.v1.ImageBlobsH\x00\x12!\n\x03tar\x18\x03 \x01(\x0b\x32\x12.punnet.v1.TarBlobH\x00\x42\x08\n\x06source\"6\n\x0cInlineImages\x12&\n\x06images\x18\x01 \x03(\x0b\x32\x16.punnet.v1.InlineImage\"*\n\x0bInlineImage\x12\r\n\x05label\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"2\n\nImageBlobs\x12$\n\x06images\x18\x01 \x03(\x0b\x32\x14.punnet.v1.ImageBlob\"*\n\tImageBlob\x12\r\n\x05label\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\"\x19\n\x07TarBlob\x12\x0e\n\x06sha256\x18\x01 \x01(\t\"\xc3\x01\n\rPreprocessing\x12!\n\x06layout\x18\x01 \x01(\x0e\x32\x11.punnet.v1.Layout\x12)\n\x08\x63hannels\x18\x02 \x01(\x0e\x32\x17.punnet.v1.ChannelOrder\x12\r\n\x05scale\x18\x03 \x01(\x01\x12\x0c\n\x04mean\x18\x04 \x03(\x01\x12\x0b\n\x03std\x18\x05 \x03(\x01\x12\x0e\n\x06height\x18\x06 \x01(\x05\x12\r\n\x05width\x18\x07 \x01(\x05\x12\x1b\n\x03\x66it\x18\x08 \x01(\x0e\x32\x0e.punnet.v1.Fit\"n\n\x0eStudentOptions\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x05\x12\x16\n\x0emax_parameters\x18\x03 \x01(\x03\x12\x10\n\x08max_macs\x18\x04 \x01(\x03\x12\x16\n\x0emax_latency_ms\x18\x05 \x01(\x01\"\x8c\x01\n\x10SelectionOptions\x12\x1f\n\x05score\x18\x01 \x01(\x0e\x32\x10.punnet.v1.Score\x12&\n\x04rule\x18\x02 \x01(\x0e\x32\x18.punnet.v1.SelectionRule\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\x12\x11\n\tthreshold\x18\x04 \x01(\x01\x12\r\n\x05prior\x18\x05 \x01(\x01\"\xe8\x01\n\x13\x44istillationOptions\x12\r\n\x05steps\x18\x01 \x01(\x05\x12\x12\n\nbatch_size\x18\x02 \x01(\x05\x12\x15\n\rlearning_rate\x18\x03 \x01(\x01\x12\x13\n\x0btemperature\x18\x04 \x01(\x01\x12\x16\n\x0elabelled_share\x18\x05 \x01(\x01\x12\x19\n\x0clabel_weight\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12.\n\rclass_weights\x18\x07 \x01(\x0e\x32\x17.punnet.v1.ClassWeights\x12\x0e\n\x06radius\x18\x08 \x01(\x01\x42\x0f\n\r_label_weight\"3\n\rExportOptions\x12\x0f\n\x07targets\x18\x01 \x03(\t\x12\x11\n\tmax_batch\x18\x02 \x01(\x05*9\n\x03\x46it\x12\x13\n\x0f\x46IT_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46IT_STRETCH\x10\x01\x12\x0c\n\x08\x46IT_CROP\x10\x02*S\n\x06Layout\x12\x16\n\x12LAYOUT_UNSPECIFIED\x10\x00\x12\x0f\n\x0bLAYOUT_NCHW\x10\x01\x12\x0f\n\x0bLAYOUT_NHWC\x10\x02\x12\x0f\n\x0bLAYOUT_FLAT\x10\x03*s\n\x0c\x43hannelOrder\x12\x1d\n\x19\x43HANNEL_ORDER_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43HANNEL_ORDER_RGB\x10\x01\x12\x15\n\x11\x43HANNEL_ORDER_BGR\x10\x02\x12\x16\n\x12\x43HANNEL_ORDER_GRAY\x10\x03*\xa4\x01\n\x05Score\x12\x15\n\x11SCORE_UNSPECIFIED\x10\x00\x12\x0e\n\nSCORE_AUTO\x10\x01\x12\x0c\n\x08SCORE_E2\x10\x02\x12\x0c\n\x08SCORE_PU\x10\x03\x12\x10\n\x0cSCORE_ENERGY\x10\x04\x12\x1e\n\x1aSCORE_RELATIVE_MAHALANOBIS\x10\x05\x12\x14\n\x10SCORE_CONFIDENCE\x10\x06\x12\x10\n\x0cSCORE_RANDOM\x10\x07*\x82\x01\n\rSelectionRule\x12\x1e\n\x1aSELECTION_RULE_UNSPECIFIED\x10\x00\x12\x1b\n\x17SELECTION_RULE_BALANCED\x10\x01\x12\x16\n\x12SELECTION_RULE_TOP\x10\x02\x12\x1c\n\x18SELECTION_RULE_THRESHOLD\x10\x03*\x8c\x01\n\x0c\x43lassWeights\x12\x1d\n\x19\x43LASS_WEIGHTS_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43LASS_WEIGHTS_NONE\x10\x01\x12\x17\n\x13\x43LASS_WEIGHTS_PAPER\x10\x02\x12\x16\n\x12\x43LASS_WEIGHTS_CHI2\x10\x03\x12\x14\n\x10\x43LASS_WEIGHTS_KL\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17punnet/v1/options.proto\x12\tpunnet.v1\"\xc4\x01\n\x07Teacher\x12\x0e\n\x06sha256\x18\x01 \x01(\t\x12;\n\rexternal_data\x18\x02 \x03(\x0b\x32$.punnet.v1.Teacher.ExternalDataEntry\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x13\n\x0b\x63lass_names\x18\x04 \x03(\t\x12\x0c\n\x04taps\x18\x05 \x03(\t\x1a\x33\n\x11\x45xternalDataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x90\x01\n\x0eLabelledImages\x12)\n\x06inline\x18\x01 \x01(\x0b\x32\x17.punnet.v1.InlineImagesH\x00\x12&\n\x05\x62lobs\x18\x02 \x01(\x0b\x32\x15.punnet.v1.ImageBlobsH\x00\x12!\n\x03tar\x18\x03 \x01(\x0b\x32\x12.punnet.v1.TarBlobH\x00\x42\x08\n\x06source\"6\n\x0cInlineImages\x12&\n\x06images\x18\x01 \x03(\x0b\x32\x16.punnet.v1.InlineImage\"*\n\x0bInlineImage\x12\r\n\x05label\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"2\n\nImageBlobs\x12$\n\x06images\x18\x01 \x03(\x0b\x32\x14.punnet.v1.ImageBlob\"*\n\tImageBlob\x12\r\n\x05label\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\"\x19\n\x07TarBlob\x12\x0e\n\x06sha256\x18\x01 \x01(\t\"\xc3\x01\n\rPreprocessing\x12!\n\x06layout\x18\x01 \x01(\x0e\x32\x11.punnet.v1.Layout\x12)\n\x08\x63hannels\x18\x02 \x01(\x0e\x32\x17.punnet.v1.ChannelOrder\x12\r\n\x05scale\x18\x03 \x01(\x01\x12\x0c\n\x04mean\x18\x04 \x03(\x01\x12\x0b\n\x03std\x18\x05 \x03(\x01\x12\x0e\n\x06height\x18\x06 \x01(\x05\x12\r\n\x05width\x18\x07 \x01(\x05\x12\x1b\n\x03\x66it\x18\x08 \x01(\x0e\x32\x0e.punnet.v1.Fit\"\x99\x01\n\x0eStudentOptions\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x05\x12\x16\n\x0emax_parameters\x18\x03 \x01(\x03\x12\x10\n\x08max_macs\x18\x04 \x01(\x03\x12\x16\n\x0emax_latency_ms\x18\x05 \x01(\x01\x12\x11\n\tmax_bytes\x18\x06 \x01(\x03\x12\x16\n\x0eweights_sha256\x18\x07 \x01(\t\"\x8c\x01\n\x10SelectionOptions\x12\x1f\n\x05score\x18\x01 \x01(\x0e\x32\x10.punnet.v1.Score\x12&\n\x04rule\x18\x02 \x01(\x0e\x32\x18.punnet.v1.SelectionRule\x12\r\n\x05\x63ount\x18\x03 \x01(\x03\x12\x11\n\tthreshold\x18\x04 \x01(\x01\x12\r\n\x05prior\x18\x05 \x01(\x01\"\xe1\x04\n\x13\x44istillationOptions\x12\r\n\x05steps\x18\x01 \x01(\x05\x12\x12\n\nbatch_size\x18\x02 \x01(\x05\x12\x15\n\rlearning_rate\x18\x03 \x01(\x01\x12\x13\n\x0btemperature\x18\x04 \x01(\x01\x12\x16\n\x0elabelled_share\x18\x05 \x01(\x01\x12\x19\n\x0clabel_weight\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12.\n\rclass_weights\x18\x07 \x01(\x0e\x32\x17.punnet.v1.ClassWeights\x12\x0e\n\x06radius\x18\x08 \x01(\x01\x12\x36\n\x04loss\x18\t \x03(\x0b\x32(.punnet.v1.DistillationOptions.LossEntry\x12!\n\x06\x65\x66\x66ort\x18\n \x01(\x0e\x32\x11.punnet.v1.Effort\x12\x0f\n\x07minutes\x18\x0b \x01(\x01\x12\x1f\n\x05\x64raws\x18\x0c \x01(\x0e\x32\x10.punnet.v1.Draws\x12*\n\x07targets\x18\r \x01(\x0e\x32\x19.punnet.v1.TeacherTargets\x12\r\n\x05views\x18\x0e \x01(\x05\x12\r\n\x05mixup\x18\x0f \x01(\x01\x12\x0e\n\x06\x63utmix\x18\x10 \x01(\x01\x12\x11\n\tclip_norm\x18\x11 \x01(\x01\x12\x15\n\raverage_decay\x18\x12 \x01(\x01\x12\'\n\tprecision\x18\x13 \x01(\x0e\x32\x14.punnet.v1.Precision\x12\x10\n\x08\x63ompiled\x18\x14 \x01(\x08\x1a+\n\tLossEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0f\n\r_label_weight\"3\n\rExportOptions\x12\x0f\n\x07targets\x18\x01 \x03(\t\x12\x11\n\tmax_batch\x18\x02 \x01(\x05*9\n\x03\x46it\x12\x13\n\x0f\x46IT_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46IT_STRETCH\x10\x01\x12\x0c\n\x08\x46IT_CROP\x10\x02*S\n\x06Layout\x12\x16\n\x12LAYOUT_UNSPECIFIED\x10\x00\x12\x0f\n\x0bLAYOUT_NCHW\x10\x01\x12\x0f\n\x0bLAYOUT_NHWC\x10\x02\x12\x0f\n\x0bLAYOUT_FLAT\x10\x03*s\n\x0c\x43hannelOrder\x12\x1d\n\x19\x43HANNEL_ORDER_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43HANNEL_ORDER_RGB\x10\x01\x12\x15\n\x11\x43HANNEL_ORDER_BGR\x10\x02\x12\x16\n\x12\x43HANNEL_ORDER_GRAY\x10\x03*\xa4\x01\n\x05Score\x12\x15\n\x11SCORE_UNSPECIFIED\x10\x00\x12\x0e\n\nSCORE_AUTO\x10\x01\x12\x0c\n\x08SCORE_E2\x10\x02\x12\x0c\n\x08SCORE_PU\x10\x03\x12\x10\n\x0cSCORE_ENERGY\x10\x04\x12\x1e\n\x1aSCORE_RELATIVE_MAHALANOBIS\x10\x05\x12\x14\n\x10SCORE_CONFIDENCE\x10\x06\x12\x10\n\x0cSCORE_RANDOM\x10\x07*\x82\x01\n\rSelectionRule\x12\x1e\n\x1aSELECTION_RULE_UNSPECIFIED\x10\x00\x12\x1b\n\x17SELECTION_RULE_BALANCED\x10\x01\x12\x16\n\x12SELECTION_RULE_TOP\x10\x02\x12\x1c\n\x18SELECTION_RULE_THRESHOLD\x10\x03*\xa9\x01\n\x0c\x43lassWeights\x12\x1d\n\x19\x43LASS_WEIGHTS_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43LASS_WEIGHTS_NONE\x10\x01\x12\x17\n\x13\x43LASS_WEIGHTS_PAPER\x10\x02\x12\x16\n\x12\x43LASS_WEIGHTS_CHI2\x10\x03\x12\x14\n\x10\x43LASS_WEIGHTS_KL\x10\x04\x12\x1b\n\x17\x43LASS_WEIGHTS_TWO_SIDED\x10\x05*Y\n\x06\x45\x66\x66ort\x12\x16\n\x12\x45\x46\x46ORT_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x45\x46\x46ORT_QUICK\x10\x01\x12\x11\n\rEFFORT_NORMAL\x10\x02\x12\x12\n\x0e\x45\x46\x46ORT_PATIENT\x10\x03*Y\n\x05\x44raws\x12\x15\n\x11\x44RAWS_UNSPECIFIED\x10\x00\x12\x11\n\rDRAWS_UNIFORM\x10\x01\x12\x12\n\x0e\x44RAWS_WEIGHTED\x10\x02\x12\x12\n\x0e\x44RAWS_BALANCED\x10\x03*\x9c\x01\n\x0eTeacherTargets\x12\x1f\n\x1bTEACHER_TARGETS_UNSPECIFIED\x10\x00\x12\x18\n\x14TEACHER_TARGETS_AUTO\x10\x01\x12\x1a\n\x16TEACHER_TARGETS_CACHED\x10\x02\x12\x19\n\x15TEACHER_TARGETS_VIEWS\x10\x03\x12\x18\n\x14TEACHER_TARGETS_LIVE\x10\x04*v\n\tPrecision\x12\x19\n\x15PRECISION_UNSPECIFIED\x10\x00\x12\x12\n\x0ePRECISION_AUTO\x10\x01\x12\x12\n\x0ePRECISION_FP32\x10\x02\x12\x12\n\x0ePRECISION_BF16\x10\x03\x12\x12\n\x0ePRECISION_FP16\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,18 +33,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TEACHER_EXTERNALDATAENTRY']._loaded_options = None
   _globals['_TEACHER_EXTERNALDATAENTRY']._serialized_options = b'8\001'
-  _globals['_FIT']._serialized_start=1348
-  _globals['_FIT']._serialized_end=1405
-  _globals['_LAYOUT']._serialized_start=1407
-  _globals['_LAYOUT']._serialized_end=1490
-  _globals['_CHANNELORDER']._serialized_start=1492
-  _globals['_CHANNELORDER']._serialized_end=1607
-  _globals['_SCORE']._serialized_start=1610
-  _globals['_SCORE']._serialized_end=1774
-  _globals['_SELECTIONRULE']._serialized_start=1777
-  _globals['_SELECTIONRULE']._serialized_end=1907
-  _globals['_CLASSWEIGHTS']._serialized_start=1910
-  _globals['_CLASSWEIGHTS']._serialized_end=2050
+  _globals['_DISTILLATIONOPTIONS_LOSSENTRY']._loaded_options = None
+  _globals['_DISTILLATIONOPTIONS_LOSSENTRY']._serialized_options = b'8\001'
+  _globals['_FIT']._serialized_start=1769
+  _globals['_FIT']._serialized_end=1826
+  _globals['_LAYOUT']._serialized_start=1828
+  _globals['_LAYOUT']._serialized_end=1911
+  _globals['_CHANNELORDER']._serialized_start=1913
+  _globals['_CHANNELORDER']._serialized_end=2028
+  _globals['_SCORE']._serialized_start=2031
+  _globals['_SCORE']._serialized_end=2195
+  _globals['_SELECTIONRULE']._serialized_start=2198
+  _globals['_SELECTIONRULE']._serialized_end=2328
+  _globals['_CLASSWEIGHTS']._serialized_start=2331
+  _globals['_CLASSWEIGHTS']._serialized_end=2500
+  _globals['_EFFORT']._serialized_start=2502
+  _globals['_EFFORT']._serialized_end=2591
+  _globals['_DRAWS']._serialized_start=2593
+  _globals['_DRAWS']._serialized_end=2682
+  _globals['_TEACHERTARGETS']._serialized_start=2685
+  _globals['_TEACHERTARGETS']._serialized_end=2841
+  _globals['_PRECISION']._serialized_start=2843
+  _globals['_PRECISION']._serialized_end=2961
   _globals['_TEACHER']._serialized_start=39
   _globals['_TEACHER']._serialized_end=235
   _globals['_TEACHER_EXTERNALDATAENTRY']._serialized_start=184
@@ -63,12 +73,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TARBLOB']._serialized_end=605
   _globals['_PREPROCESSING']._serialized_start=608
   _globals['_PREPROCESSING']._serialized_end=803
-  _globals['_STUDENTOPTIONS']._serialized_start=805
-  _globals['_STUDENTOPTIONS']._serialized_end=915
-  _globals['_SELECTIONOPTIONS']._serialized_start=918
-  _globals['_SELECTIONOPTIONS']._serialized_end=1058
-  _globals['_DISTILLATIONOPTIONS']._serialized_start=1061
-  _globals['_DISTILLATIONOPTIONS']._serialized_end=1293
-  _globals['_EXPORTOPTIONS']._serialized_start=1295
-  _globals['_EXPORTOPTIONS']._serialized_end=1346
+  _globals['_STUDENTOPTIONS']._serialized_start=806
+  _globals['_STUDENTOPTIONS']._serialized_end=959
+  _globals['_SELECTIONOPTIONS']._serialized_start=962
+  _globals['_SELECTIONOPTIONS']._serialized_end=1102
+  _globals['_DISTILLATIONOPTIONS']._serialized_start=1105
+  _globals['_DISTILLATIONOPTIONS']._serialized_end=1714
+  _globals['_DISTILLATIONOPTIONS_LOSSENTRY']._serialized_start=1654
+  _globals['_DISTILLATIONOPTIONS_LOSSENTRY']._serialized_end=1697
+  _globals['_EXPORTOPTIONS']._serialized_start=1716
+  _globals['_EXPORTOPTIONS']._serialized_end=1767
 # @@protoc_insertion_point(module_scope)

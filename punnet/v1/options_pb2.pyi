@@ -187,6 +187,8 @@ class _ClassWeightsEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ClassWei
     """The closed-form worst case over a chi-square ball."""
     CLASS_WEIGHTS_KL: _ClassWeights.ValueType  # 4
     """The closed-form worst case over a Kullback-Leibler ball."""
+    CLASS_WEIGHTS_TWO_SIDED: _ClassWeights.ValueType  # 5
+    """As the published rule, its noise to both sides and the mass kept."""
 
 class ClassWeights(_ClassWeights, metaclass=_ClassWeightsEnumTypeWrapper):
     """How classes are weighted in the loss."""
@@ -201,7 +203,129 @@ CLASS_WEIGHTS_CHI2: ClassWeights.ValueType  # 3
 """The closed-form worst case over a chi-square ball."""
 CLASS_WEIGHTS_KL: ClassWeights.ValueType  # 4
 """The closed-form worst case over a Kullback-Leibler ball."""
+CLASS_WEIGHTS_TWO_SIDED: ClassWeights.ValueType  # 5
+"""As the published rule, its noise to both sides and the mass kept."""
 Global___ClassWeights: _TypeAlias = ClassWeights  # noqa: Y015
+
+class _Effort:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EffortEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Effort.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EFFORT_UNSPECIFIED: _Effort.ValueType  # 0
+    """`quick`."""
+    EFFORT_QUICK: _Effort.ValueType  # 1
+    """1,500 steps."""
+    EFFORT_NORMAL: _Effort.ValueType  # 2
+    """6,000 steps."""
+    EFFORT_PATIENT: _Effort.ValueType  # 3
+    """24,000 steps."""
+
+class Effort(_Effort, metaclass=_EffortEnumTypeWrapper):
+    """How long to train where no steps are named."""
+
+EFFORT_UNSPECIFIED: Effort.ValueType  # 0
+"""`quick`."""
+EFFORT_QUICK: Effort.ValueType  # 1
+"""1,500 steps."""
+EFFORT_NORMAL: Effort.ValueType  # 2
+"""6,000 steps."""
+EFFORT_PATIENT: Effort.ValueType  # 3
+"""24,000 steps."""
+Global___Effort: _TypeAlias = Effort  # noqa: Y015
+
+class _Draws:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DrawsEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Draws.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DRAWS_UNSPECIFIED: _Draws.ValueType  # 0
+    """`weighted`."""
+    DRAWS_UNIFORM: _Draws.ValueType  # 1
+    """Each as often as every other one."""
+    DRAWS_WEIGHTED: _Draws.ValueType  # 2
+    """By the weight that selection gave each."""
+    DRAWS_BALANCED: _Draws.ValueType  # 3
+    """As `weighted`, and the teacher's classes in equal shares."""
+
+class Draws(_Draws, metaclass=_DrawsEnumTypeWrapper):
+    """How picked images are drawn."""
+
+DRAWS_UNSPECIFIED: Draws.ValueType  # 0
+"""`weighted`."""
+DRAWS_UNIFORM: Draws.ValueType  # 1
+"""Each as often as every other one."""
+DRAWS_WEIGHTED: Draws.ValueType  # 2
+"""By the weight that selection gave each."""
+DRAWS_BALANCED: Draws.ValueType  # 3
+"""As `weighted`, and the teacher's classes in equal shares."""
+Global___Draws: _TypeAlias = Draws  # noqa: Y015
+
+class _TeacherTargets:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TeacherTargetsEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TeacherTargets.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TEACHER_TARGETS_UNSPECIFIED: _TeacherTargets.ValueType  # 0
+    """`auto`."""
+    TEACHER_TARGETS_AUTO: _TeacherTargets.ValueType  # 1
+    """Cached on a CPU, live on a GPU that holds the teacher's torch twin."""
+    TEACHER_TARGETS_CACHED: _TeacherTargets.ValueType  # 2
+    """The teacher's logits of image and mirror, computed once."""
+    TEACHER_TARGETS_VIEWS: _TeacherTargets.ValueType  # 3
+    """A bank of crops and mirrors, each with the teacher's logits."""
+    TEACHER_TARGETS_LIVE: _TeacherTargets.ValueType  # 4
+    """The teacher's torch twin, asked for the student's own view in each step."""
+
+class TeacherTargets(_TeacherTargets, metaclass=_TeacherTargetsEnumTypeWrapper):
+    """What the student learns from."""
+
+TEACHER_TARGETS_UNSPECIFIED: TeacherTargets.ValueType  # 0
+"""`auto`."""
+TEACHER_TARGETS_AUTO: TeacherTargets.ValueType  # 1
+"""Cached on a CPU, live on a GPU that holds the teacher's torch twin."""
+TEACHER_TARGETS_CACHED: TeacherTargets.ValueType  # 2
+"""The teacher's logits of image and mirror, computed once."""
+TEACHER_TARGETS_VIEWS: TeacherTargets.ValueType  # 3
+"""A bank of crops and mirrors, each with the teacher's logits."""
+TEACHER_TARGETS_LIVE: TeacherTargets.ValueType  # 4
+"""The teacher's torch twin, asked for the student's own view in each step."""
+Global___TeacherTargets: _TypeAlias = TeacherTargets  # noqa: Y015
+
+class _Precision:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PrecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Precision.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PRECISION_UNSPECIFIED: _Precision.ValueType  # 0
+    """`auto`."""
+    PRECISION_AUTO: _Precision.ValueType  # 1
+    """fp32 on a CPU, bf16 (else fp16) on a GPU."""
+    PRECISION_FP32: _Precision.ValueType  # 2
+    """Single."""
+    PRECISION_BF16: _Precision.ValueType  # 3
+    """Half, by torch.autocast, with the exponent of single."""
+    PRECISION_FP16: _Precision.ValueType  # 4
+    """Half, by torch.autocast, the gradient scaled."""
+
+class Precision(_Precision, metaclass=_PrecisionEnumTypeWrapper):
+    """Arithmetic of the student's forward pass."""
+
+PRECISION_UNSPECIFIED: Precision.ValueType  # 0
+"""`auto`."""
+PRECISION_AUTO: Precision.ValueType  # 1
+"""fp32 on a CPU, bf16 (else fp16) on a GPU."""
+PRECISION_FP32: Precision.ValueType  # 2
+"""Single."""
+PRECISION_BF16: Precision.ValueType  # 3
+"""Half, by torch.autocast, with the exponent of single."""
+PRECISION_FP16: Precision.ValueType  # 4
+"""Half, by torch.autocast, the gradient scaled."""
+Global___Precision: _TypeAlias = Precision  # noqa: Y015
 
 @_typing.final
 class Teacher(_message.Message):
@@ -499,6 +623,8 @@ class StudentOptions(_message.Message):
     MAX_PARAMETERS_FIELD_NUMBER: _builtins.int
     MAX_MACS_FIELD_NUMBER: _builtins.int
     MAX_LATENCY_MS_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    WEIGHTS_SHA256_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """A name of ListStudents, any timm classifier, or `auto`; empty means the default."""
     size: _builtins.int
@@ -509,6 +635,12 @@ class StudentOptions(_message.Message):
     """For `auto`: most multiply-accumulates of one image; 0 means no limit."""
     max_latency_ms: _builtins.float
     """For `auto`: most milliseconds for one image on this machine's CPU; 0 means no limit."""
+    max_bytes: _builtins.int
+    """For `auto`: most bytes of the weights as float32; 0 means no limit."""
+    weights_sha256: _builtins.str
+    """sha256 of a safetensors blob with the student's first weights, for instance another job's
+    `student.safetensors`, which is then trained on; empty means random ones.
+    """
     def __init__(
         self,
         *,
@@ -517,10 +649,12 @@ class StudentOptions(_message.Message):
         max_parameters: _builtins.int = ...,
         max_macs: _builtins.int = ...,
         max_latency_ms: _builtins.float = ...,
+        max_bytes: _builtins.int = ...,
+        weights_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_latency_ms", b"max_latency_ms", "max_macs", b"max_macs", "max_parameters", b"max_parameters", "name", b"name", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_bytes", b"max_bytes", "max_latency_ms", b"max_latency_ms", "max_macs", b"max_macs", "max_parameters", b"max_parameters", "name", b"name", "size", b"size", "weights_sha256", b"weights_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -570,6 +704,26 @@ class DistillationOptions(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LossEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     STEPS_FIELD_NUMBER: _builtins.int
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
     LEARNING_RATE_FIELD_NUMBER: _builtins.int
@@ -578,6 +732,18 @@ class DistillationOptions(_message.Message):
     LABEL_WEIGHT_FIELD_NUMBER: _builtins.int
     CLASS_WEIGHTS_FIELD_NUMBER: _builtins.int
     RADIUS_FIELD_NUMBER: _builtins.int
+    LOSS_FIELD_NUMBER: _builtins.int
+    EFFORT_FIELD_NUMBER: _builtins.int
+    MINUTES_FIELD_NUMBER: _builtins.int
+    DRAWS_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    VIEWS_FIELD_NUMBER: _builtins.int
+    MIXUP_FIELD_NUMBER: _builtins.int
+    CUTMIX_FIELD_NUMBER: _builtins.int
+    CLIP_NORM_FIELD_NUMBER: _builtins.int
+    AVERAGE_DECAY_FIELD_NUMBER: _builtins.int
+    PRECISION_FIELD_NUMBER: _builtins.int
+    COMPILED_FIELD_NUMBER: _builtins.int
     steps: _builtins.int
     """Optimiser steps, 1 to 10,000,000; 0 means 1,500."""
     batch_size: _builtins.int
@@ -593,7 +759,38 @@ class DistillationOptions(_message.Message):
     class_weights: Global___ClassWeights.ValueType
     """Unset: none."""
     radius: _builtins.float
-    """Radius of the ball of chi2 and kl, or epsilon of paper; 0 means 0.05 (paper: 0.1)."""
+    """Radius of the ball of chi2 and kl, or epsilon of paper and two_sided; 0 means 0.05 (those: 0.1)."""
+    effort: Global___Effort.ValueType
+    """Unset: quick."""
+    minutes: _builtins.float
+    """As many steps as fit into so many minutes of training, by a step that is timed first; never
+    more than `steps` where both are given. 0 means that it is not bounded by time.
+    """
+    draws: Global___Draws.ValueType
+    """Unset: weighted."""
+    targets: Global___TeacherTargets.ValueType
+    """Unset: auto."""
+    views: _builtins.int
+    """Views of each image in a bank, 1 to 64; 0 means 8."""
+    mixup: _builtins.float
+    """Alpha of mixup's Beta(alpha, alpha), >= 0; 0 means none."""
+    cutmix: _builtins.float
+    """Alpha of CutMix's, >= 0; 0 means none."""
+    clip_norm: _builtins.float
+    """Largest norm of a step's gradient, >= 0; 0 means unbounded."""
+    average_decay: _builtins.float
+    """Decay of the running mean of the weights, which is then the student; 0 <= x < 1. 0 means none."""
+    precision: Global___Precision.ValueType
+    """Unset: auto."""
+    compiled: _builtins.bool
+    """Compile the student with torch.compile."""
+    @_builtins.property
+    def loss(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Parts of the loss with their weights, each >= 0: kl, dkd, dist, standardised, hints,
+        noisy_labels. Those not named are left out; empty means kl alone, at 1. The labels'
+        cross-entropy has `label_weight`.
+        """
+
     def __init__(
         self,
         *,
@@ -605,10 +802,22 @@ class DistillationOptions(_message.Message):
         label_weight: _builtins.float | None = ...,
         class_weights: Global___ClassWeights.ValueType = ...,
         radius: _builtins.float = ...,
+        loss: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        effort: Global___Effort.ValueType = ...,
+        minutes: _builtins.float = ...,
+        draws: Global___Draws.ValueType = ...,
+        targets: Global___TeacherTargets.ValueType = ...,
+        views: _builtins.int = ...,
+        mixup: _builtins.float = ...,
+        cutmix: _builtins.float = ...,
+        clip_norm: _builtins.float = ...,
+        average_decay: _builtins.float = ...,
+        precision: Global___Precision.ValueType = ...,
+        compiled: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_label_weight", b"_label_weight", "label_weight", b"label_weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label_weight", b"_label_weight", "batch_size", b"batch_size", "class_weights", b"class_weights", "label_weight", b"label_weight", "labelled_share", b"labelled_share", "learning_rate", b"learning_rate", "radius", b"radius", "steps", b"steps", "temperature", b"temperature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_label_weight", b"_label_weight", "average_decay", b"average_decay", "batch_size", b"batch_size", "class_weights", b"class_weights", "clip_norm", b"clip_norm", "compiled", b"compiled", "cutmix", b"cutmix", "draws", b"draws", "effort", b"effort", "label_weight", b"label_weight", "labelled_share", b"labelled_share", "learning_rate", b"learning_rate", "loss", b"loss", "minutes", b"minutes", "mixup", b"mixup", "precision", b"precision", "radius", b"radius", "steps", b"steps", "targets", b"targets", "temperature", b"temperature", "views", b"views"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__label_weight: _TypeAlias = _typing.Literal["label_weight"]  # noqa: Y015
     _WhichOneofArgType__label_weight: _TypeAlias = _typing.Literal["_label_weight", b"_label_weight"]  # noqa: Y015

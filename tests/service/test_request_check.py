@@ -8,7 +8,7 @@ import pytest
 
 from punnet.errors import PunnetError
 from punnet.v1 import catalogue_pb2, compression_pb2, options_pb2, pool_pb2
-from server.job_spec import compression_spec, located, readable_paths
+from server.job_spec import compression_spec, digests_of, located, readable_paths
 from server.request_check import check_compression, check_ingest
 from tests.service.running_server import RunningServer, image_tar, reason
 
@@ -80,8 +80,17 @@ VIOLATIONS: list[tuple[str, Change]] = [
     ("distillation.temperature", lambda r: setattr(r.distillation, "temperature", math.nan)),
     ("distillation.labelled_share", lambda r: setattr(r.distillation, "labelled_share", 1.1)),
     ("distillation.label_weight", lambda r: setattr(r.distillation, "label_weight", -1.0)),
-    ("distillation.class_weights", lambda r: setattr(r.distillation, "class_weights", 5)),
+    ("distillation.class_weights", lambda r: setattr(r.distillation, "class_weights", 9)),
     ("distillation.radius", lambda r: setattr(r.distillation, "radius", math.inf)),
+    ("distillation.loss", lambda r: r.distillation.loss.update({"mse": 1.0})),
+    ("distillation.loss", lambda r: r.distillation.loss.update({"kl": 0.0})),
+    ("distillation.loss['dkd']", lambda r: r.distillation.loss.update({"dkd": -1.0})),
+    ("distillation.effort", lambda r: setattr(r.distillation, "effort", 9)),
+    ("distillation.minutes", lambda r: setattr(r.distillation, "minutes", math.inf)),
+    ("distillation.views", lambda r: setattr(r.distillation, "views", 65)),
+    ("distillation.average_decay", lambda r: setattr(r.distillation, "average_decay", 1.0)),
+    ("distillation.precision", lambda r: setattr(r.distillation, "precision", 9)),
+    ("student.weights_sha256", lambda r: setattr(r.student, "weights_sha256", "w.safetensors")),
     ("export.targets", lambda r: r.export.targets.append("toaster")),
     ("export.max_batch", lambda r: setattr(r.export, "max_batch", 1025)),
     ("seed", lambda r: setattr(r, "seed", 2**31)),
@@ -146,6 +155,21 @@ def test_inline_images_above_two_mebibytes_are_refused() -> None:
     assert refused.value.details["field"] == "images.inline"
 
 
+def test_a_loss_of_named_parts_has_no_other_ones() -> None:
+    whole = request()
+    whole.distillation.loss["dkd"] = 0.5
+    whole.distillation.temperature = 2.0
+    assert compression_spec(whole, "c" * 64)["distillation"] == {"loss": {"kl": 0.0, "dkd": 0.5, "temperature": 2.0}}
+
+
+def test_first_weights_are_a_blob_of_the_spec() -> None:
+    whole = request()
+    whole.student.weights_sha256 = "d" * 64
+    spec = compression_spec(whole, "c" * 64)
+    assert spec["student"] == {"weights": {"sha256": "d" * 64}}
+    assert "d" * 64 in digests_of(spec)
+
+
 def test_all_options_reach_the_spec_under_the_engines_names() -> None:
     whole = request()
     whole.teacher.external_data["w.bin"] = "d" * 64
@@ -163,7 +187,7 @@ def test_all_options_reach_the_spec_under_the_engines_names() -> None:
     assert spec["preprocessing"] == {"layout": "flat", "channels": "GRAY"}
     assert spec["student"] == {"name": "resnet18"}
     assert spec["selection"] == {"score": "relative_mahalanobis", "rule": "threshold", "threshold": 0.0}
-    assert spec["distillation"] == {"class_weights": "chi2", "label_weight": 0.0}
+    assert spec["distillation"] == {"class_weights": "chi2", "loss": {"labels": 0.0}}
     assert spec["export"] == {"targets": ["cpu"]}
     assert spec["seed"] == 7
 

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pu_engine.class_weights import (
-    base_distribution,
     one_sided_perturbation,
     paper_weights,
     sample_weights,
@@ -56,10 +55,6 @@ def test_two_sided_perturbation_keeps_the_mass() -> None:
     np.testing.assert_allclose(moved, [0.57969793, 0.90084462, 1.55432694], atol=1e-7)
     assert SHARES @ moved == pytest.approx(0.87096774, abs=1e-7)
     assert SHARES @ (moved * LOSS) == pytest.approx(2.07381729, abs=1e-7)
-
-
-def test_base_distribution_of_equal_weights_is_the_shares() -> None:
-    np.testing.assert_allclose(base_distribution(SHARES, np.full(3, 7.0)), SHARES)
 
 
 @pytest.mark.parametrize(

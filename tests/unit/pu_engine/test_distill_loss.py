@@ -26,12 +26,12 @@ def close(value: Tensor, expected: float | list[float]) -> None:
 )
 def test_kd_has_the_golden_rows_and_mean(temperature: float, rows: list[float], mean: float) -> None:
     close(distill_loss.kd_rows(STUDENT, TEACHER, temperature), rows)
-    close(distill_loss.kd(STUDENT, TEACHER, temperature), mean)
+    close(distill_loss.kd_rows(STUDENT, TEACHER, temperature).mean(), mean)
 
 
 def test_kd_is_torchs_batchmean_times_temperature_squared() -> None:
     theirs = F.kl_div(F.log_softmax(STUDENT / 4, 1), F.softmax(TEACHER / 4, 1), reduction="batchmean") * 16
-    torch.testing.assert_close(distill_loss.kd(STUDENT, TEACHER, 4.0), theirs)
+    torch.testing.assert_close(distill_loss.kd_rows(STUDENT, TEACHER, 4.0).mean(), theirs)
 
 
 def test_weighted_kd_has_the_published_value() -> None:
@@ -46,7 +46,7 @@ def test_decoupled_parts_have_the_golden_values() -> None:
 
 
 def test_dkd_has_the_golden_value() -> None:
-    close(distill_loss.dkd(STUDENT, TEACHER, TARGET, 4.0), 2.29854646)
+    close(distill_loss.dkd_rows(STUDENT, TEACHER, TARGET, 4.0).mean(), 2.29854646)
 
 
 @given(seed=st.integers(0, 2**31), temperature=st.floats(0.5, 8.0))
@@ -63,7 +63,7 @@ def test_decoupled_parts_add_up_to_kl(seed: int, temperature: float) -> None:
 
 def test_dkd_gradient_is_finite_where_the_teacher_is_certain() -> None:
     student = STUDENT.clone().requires_grad_()
-    distill_loss.dkd(student, TEACHER * 1000, TARGET, 1.0).backward()  # type: ignore[no-untyped-call]
+    distill_loss.dkd_rows(student, TEACHER * 1000, TARGET, 1.0).sum().backward()  # type: ignore[no-untyped-call]
     assert student.grad is not None
     assert torch.isfinite(student.grad).all()
 
@@ -91,26 +91,68 @@ def test_dist_of_one_row_has_no_column_part() -> None:
 
 
 @pytest.mark.parametrize(("ddof", "value"), [(0, 0.11042363), (1, 0.08301362)])
-def test_standardised_kd_has_the_golden_value(ddof: int, value: float) -> None:
-    close(distill_loss.standardised_kd(STUDENT, TEACHER, 2.0, ddof=ddof), value)
+def test_standardised_rows_has_the_golden_value(ddof: int, value: float) -> None:
+    close(distill_loss.standardised_rows(STUDENT, TEACHER, 2.0, ddof=ddof).mean(), value)
 
 
-def test_standardised_kd_ignores_shift_and_scale() -> None:
-    close(distill_loss.standardised_kd(TEACHER * 3 + 5, TEACHER), 0.0)
+def test_standardised_rows_ignores_shift_and_scale() -> None:
+    close(distill_loss.standardised_rows(TEACHER * 3 + 5, TEACHER), [0.0, 0.0])
 
 
 def test_losses_of_equal_logits_are_zero() -> None:
-    close(distill_loss.kd(TEACHER, TEACHER, 4.0), 0.0)
-    close(distill_loss.dkd(TEACHER, TEACHER, TARGET, 4.0), 0.0)
+    close(distill_loss.kd_rows(TEACHER, TEACHER, 4.0), [0.0, 0.0])
+    close(distill_loss.dkd_rows(TEACHER, TEACHER, TARGET, 4.0), [0.0, 0.0])
     # The constant in the divisor shows where a column of p hardly varies.
     assert 0 <= distill_loss.dist(TEACHER, TEACHER) < 0.01
 
 
 def test_shapes_that_differ_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(2, 4\) and \(1, 4\)"):
-        distill_loss.kd(STUDENT, TEACHER[:1], 4.0)
+        distill_loss.kd_rows(STUDENT, TEACHER[:1], 4.0)
 
 
 def test_temperature_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="above 0"):
-        distill_loss.kd(STUDENT, TEACHER, 0.0)
+        distill_loss.kd_rows(STUDENT, TEACHER, 0.0)
+
+
+def test_hints_of_the_mean_feature_are_one_and_of_the_features_zero() -> None:
+    features = torch.tensor([[1.0, 2.0], [3.0, 6.0]], dtype=torch.float64)
+    mean = features.mean(dim=0).expand(2, 2)
+    assert distill_loss.hint_distance(mean, features).item() == pytest.approx(1.0, abs=1e-5)
+    assert distill_loss.hint_distance(features, features).item() == 0.0
+
+
+def test_hints_of_other_widths_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\(2, 4\) and \(2, 3\)"):
+        distill_loss.hint_distance(STUDENT, TEACHER[:, :3])
+
+
+def test_an_unlearned_confusion_spreads_the_errors_evenly() -> None:
+    matrix = distill_loss.confusion(torch.zeros(3, 2, dtype=torch.float64), 0.8)
+    assert matrix.tolist() == [
+        pytest.approx([0.8, 0.1, 0.1]), pytest.approx([0.1, 0.8, 0.1]), pytest.approx([0.1, 0.1, 0.8])
+    ]  # fmt: skip
+
+
+def test_confusion_keeps_each_rows_order_around_the_diagonal() -> None:
+    free = torch.log(torch.tensor([[1.0, 3.0], [1.0, 3.0], [1.0, 3.0]], dtype=torch.float64))
+    matrix = distill_loss.confusion(free, 0.6)
+    assert matrix.tolist() == [
+        pytest.approx([0.6, 0.1, 0.3]), pytest.approx([0.1, 0.6, 0.3]), pytest.approx([0.1, 0.3, 0.6])
+    ]  # fmt: skip
+
+
+def test_noisy_labels_of_an_exact_teacher_are_plain_cross_entropy() -> None:
+    exact = distill_loss.confusion(torch.zeros(4, 3, dtype=torch.float64), 1.0)
+    torch.testing.assert_close(distill_loss.noisy_label_loss(STUDENT, TARGET, exact), F.cross_entropy(STUDENT, TARGET))
+
+
+def test_the_confusion_learns_which_answers_the_teacher_confuses() -> None:
+    free = torch.zeros(4, 3, dtype=torch.float64, requires_grad=True)
+    # The student is sure of class 0 where the teacher says 1.
+    certain = torch.tensor([[9.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    loss = distill_loss.noisy_label_loss(certain, torch.tensor([1]), distill_loss.confusion(free, 0.7))
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert free.grad is not None
+    assert free.grad[0, 0] < 0 < free.grad[0, 1]

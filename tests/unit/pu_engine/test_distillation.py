@@ -16,15 +16,21 @@ import pytest
 import torch
 
 from pu_engine import student_choice
+from pu_engine.distill_types import DistillationOptions, DistillLoss
 from pu_engine.distillation import run
 from pu_engine.errors import EngineError
+from pu_engine.evaluation import predict
 from pu_engine.jsonform import from_json, to_json
 from pu_engine.progress import SilentProgress
 from pu_engine.results import file_sha256, read_manifest
 from pu_engine.student_choice import choose
 from pu_engine.student_files import load_student
-from pu_engine.training import predict
-from pu_engine.types import DistillationInputs, DistillationOptions, Student, StudentOptions, StudentSpec
+from pu_engine.types import (
+    DistillationInputs,
+    Student,
+    StudentOptions,
+    StudentSpec,
+)
 
 SMALL: dict[str, int] = {"size": 16, "channels": 3, "classes": 3}
 
@@ -60,10 +66,19 @@ def test_the_written_student_is_the_trained_one(small_job: Callable[..., Any], t
     assert (chosen == labels).mean() == student.held_out_accuracy
 
 
+@pytest.mark.parametrize(("name", "value"), [("temperature", 0.0), ("dkd", -1.0), ("hints", float("nan"))])
+def test_impossible_losses_are_refused_by_name(
+    small_job: Callable[..., Any], tmp_path: Path, name: str, value: float
+) -> None:
+    options = DistillationOptions(loss=DistillLoss(**{name: value}))
+    with pytest.raises(EngineError, match=f"distillation.loss.{name}"):
+        run(small_job().inputs(options), tmp_path, SilentProgress())
+
+
 def test_the_curve_has_no_timings_and_ends_with_an_agreement(small_job: Callable[..., Any], tmp_path: Path) -> None:
     run(small_job().inputs(), tmp_path, SilentProgress())
     rows = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
-    expected = {"step", "loss", "distillation", "labels", "learning_rate", "held_out_agreement"}
+    expected = {"step", "loss", "kl", "labels", "learning_rate", "held_out_agreement"}
     assert set().union(*rows) == expected
     assert rows[-1]["step"] == 40
     assert "held_out_agreement" in rows[-1]
@@ -102,7 +117,7 @@ def test_every_class_weighting_trains(small_job: Callable[..., Any], tmp_path: P
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("steps", 0), ("batch_size", 1), ("labelled_share", 1.5), ("class_weights", "median"), ("temperature", 0.0)],
+    [("steps", 0), ("batch_size", 1), ("labelled_share", 1.5), ("class_weights", "median"), ("draws", "often")],
 )
 def test_impossible_options_are_refused_by_name(
     small_job: Callable[..., Any], tmp_path: Path, name: str, value: Any

@@ -20,6 +20,7 @@ from pu_engine.pool import open_pool
 from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest
 from pu_engine.score_types import ScoringInputs
+from pu_engine.scorer import open_scorer
 from pu_engine.types import (
     File,
     Folder,
@@ -37,6 +38,7 @@ PICKED = (2, 3, 150, 299)
 def write_selection(folder: Path, keys: tuple[str, ...], picked: tuple[int, ...]) -> Folder:
     folder.mkdir()
     rows = {"key": list(keys), "picked": [row in picked for row in range(len(keys))]}
+    rows["weight"] = [float(row in picked) for row in range(len(keys))]
     pq.write_table(pa.table(rows), folder / "selection.parquet")
     return Folder(path=str(folder), sha256="0" * 64)
 
@@ -86,7 +88,32 @@ def test_files_have_the_promised_shapes(tmp_path: Path, inputs: GatheringInputs)
         pixels, targets = np.load(tmp_path / f"{part}.images.npy"), np.load(tmp_path / f"{part}.targets.npy")
         assert (pixels.shape, pixels.dtype) == ((n, SIDE, SIDE, 3), np.uint8)
         assert (targets.shape, targets.dtype) == ((n, 2, CLASSES), np.float32)
-    assert len(list(tmp_path.iterdir())) == 11
+    assert np.load(tmp_path / "picked.weights.npy").tolist() == [1.0, 1.0, 1.0, 1.0]
+    assert len(list(tmp_path.iterdir())) == 12
+
+
+def test_a_bank_holds_crops_and_mirrors_with_the_teachers_own_logits(tmp_path: Path, inputs: GatheringInputs) -> None:
+    gathered(replace(inputs, targets="views", views=3), tmp_path)
+    scorer = open_scorer(inputs.intake, "cpu", None)
+    for part, n in [("labelled", 6), ("picked", 4)]:
+        views = np.load(tmp_path / f"{part}.bank.images.npy")
+        assert views.shape == (n, 3, SIDE, SIDE, 3)
+        assert len({view.tobytes() for view in views[0]}) > 1
+        logits = np.load(tmp_path / f"{part}.bank.targets.npy")
+        np.testing.assert_allclose(logits[:, 1], scorer.logits(views[:, 1]), rtol=1e-5)
+
+
+def test_a_weight_of_the_selection_is_how_often_an_image_is_drawn(tmp_path: Path, inputs: GatheringInputs) -> None:
+    path = Path(inputs.selection.path) / "selection.parquet"
+    table = pq.read_table(path)
+    weights = np.where(table["picked"].to_numpy(), 0.5, 0.0)
+    folder = tmp_path / "selection"
+    folder.mkdir()
+    pq.write_table(
+        table.set_column(table.column_names.index("weight"), "weight", pa.array(weights)), folder / path.name
+    )
+    gathered(replace(inputs, selection=Folder(path=str(folder), sha256="")), tmp_path / "out")
+    assert np.load(tmp_path / "out" / "picked.weights.npy").tolist() == [0.5] * 4
 
 
 def test_picked_images_come_with_their_own_targets_and_keys(

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from pu_engine import ingest, plan, plan_samples
+from pu_engine.distill_types import DistillationOptions
 from pu_engine.errors import EngineError
 from pu_engine.jsonform import from_json, to_json
 from pu_engine.pool import open_pool, pool_folder
@@ -23,7 +24,6 @@ from pu_engine.pool_types import IngestInputs
 from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest, file_sha256
 from pu_engine.types import (
-    DistillationOptions,
     File,
     Folder,
     LabelledFile,
@@ -151,9 +151,16 @@ def test_twice_the_steps_take_twice_the_distillation(inputs: PlanInputs) -> None
     student = plan_samples.TimedStudent(name="x", parameters=1, macs=1, step=timed)
 
     def seconds(steps: int) -> float:
-        changed = replace(inputs, distillation=replace(inputs.distillation, steps=steps))
         stages = plan.estimate_stages(
-            changed, pool_images=20, labelled=6, picked=10, passes=2, scoring=timed, decoding=timed, student=student
+            inputs,
+            steps=steps,
+            pool_images=20,
+            labelled=6,
+            picked=10,
+            passes=2,
+            scoring=timed,
+            decoding=timed,
+            student=student,
         )
         return {s.stage: s.seconds for s in stages}["distillation"]
 
@@ -180,6 +187,24 @@ def test_selections_memory_does_not_grow_with_the_pools_features() -> None:
     assert large - small == 900_000 * plan.SELECTION_BYTES_AN_IMAGE
     assert large < 2**30
     assert plan.selection_bytes(1000, 100, 64) < 2**24
+
+
+def test_other_efforts_are_set_beside_the_planned_one() -> None:
+    found = {row.effort: row for row in plan.outlook(1500, 0.1)}
+    assert set(found) == {"normal", "patient"}
+    assert found["normal"].seconds == pytest.approx(600.0)
+    assert found["normal"].points == pytest.approx(2 * plan.POINTS_A_DOUBLING)
+    assert plan.outlook(6000, 0.1)[0].points < 0
+
+
+def test_minutes_are_planned_as_the_steps_that_fit(inputs: PlanInputs, tmp_path: Path) -> None:
+    made = plan.run(
+        replace(inputs, distillation=DistillationOptions(minutes=0.05, batch_size=8)), tmp_path, SilentProgress()
+    )
+    assert made.steps >= 1
+    assert "fit into 0.05 minutes" in made.budget
+    distillation = {s.stage: s.seconds for s in made.stages}["distillation"]
+    assert distillation <= 3.0 or made.steps == 1
 
 
 def test_sample_keeps_every_worker_busy() -> None:

@@ -15,11 +15,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from pu_engine import selection
 from pu_engine.errors import EngineError
 from pu_engine.jsonform import to_json
 from pu_engine.pool import POOL, pool_folder
 from pu_engine.pool_index import GOOD, index_name, write_index
-from pu_engine.pool_order import junk_mask
+from pu_engine.pool_order import PoolOrder, junk_mask
 from pu_engine.pool_types import Pool, Shard
 from pu_engine.progress import SilentProgress
 from pu_engine.pu_classifier import pu_scores
@@ -451,3 +452,20 @@ def test_no_usable_labelled_image_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EngineError) as raised:
         run(write_case(tmp_path, replace(case, held_out=np.ones(120, dtype=bool))), tmp_path, SilentProgress())
     assert raised.value.code == "IMAGES_MISSING"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "draws", "kept"),
+    [
+        ("pu", SelectionOptions(), 576_000, True),
+        ("pu", SelectionOptions(), 144_000, False),
+        ("e2", SelectionOptions(), 576_000, False),
+        ("pu", SelectionOptions(count=4000), 576_000, False),
+        ("pu", SelectionOptions(rule="top"), 576_000, False),
+    ],
+)
+def test_long_trainings_keep_the_whole_pool_where_the_probability_is_known(
+    name: str, options: SelectionOptions, draws: int, kept: bool
+) -> None:
+    order = PoolOrder(score=np.zeros(3), name=name, why="", junk=np.zeros(3, np.bool_))
+    assert selection.keeps_all(order, options, draws) == kept

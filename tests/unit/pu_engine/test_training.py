@@ -15,15 +15,22 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pu_engine import checkpoints, training
-from pu_engine.batches import Part, draw, epoch_indices, labelled_rows
+from pu_engine.batches import Draws, Part, Sampler, labelled_rows
+from pu_engine.budget import steps_of
+from pu_engine.checkpoints import TrainingState
 from pu_engine.class_weighting import class_weighting, running_class_loss
-from pu_engine.distillation import build_task, describe
+from pu_engine.distill_types import DistillationOptions
+from pu_engine.distillation import build_task
 from pu_engine.errors import EngineError
+from pu_engine.evaluation import model_input
 from pu_engine.progress import SilentProgress
 from pu_engine.results import load
+from pu_engine.student_spec import describe
 from pu_engine.students import build
-from pu_engine.training import Task, checkpoint_steps, learning_rate, model_input, train
-from pu_engine.types import DistillationOptions, TrainingSet
+from pu_engine.training import Task, checkpoint_steps, learning_rate, train
+from pu_engine.types import (
+    TrainingSet,
+)
 
 OPTIONS = DistillationOptions(steps=30, batch_size=16, learning_rate=0.05)
 
@@ -62,7 +69,7 @@ def task(small_job: Callable[..., Any]) -> Task:
     inputs = small_job().inputs(OPTIONS)
     arrays = load(TrainingSet, inputs.gathering.path)
     spec = describe("cifar_resnet8", network(), arrays, ("red", "green", "blue"))
-    return replace(build_task(inputs, spec), checkpoint_steps=10)
+    return replace(build_task(inputs, spec, steps_of(None, OPTIONS), "cached"), checkpoint_steps=10)
 
 
 def network() -> nn.Module:
@@ -85,7 +92,7 @@ def part(n: int, labelled: bool = False) -> Part:
 
 def test_rate_warms_up_to_the_peak_and_falls_to_zero() -> None:
     options = DistillationOptions(steps=100, learning_rate=0.1, warmup_share=0.05)
-    rates = [learning_rate(step, options) for step in range(101)]
+    rates = [learning_rate(step, 100, options) for step in range(101)]
     assert rates[:5] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1])
     assert rates[5] == pytest.approx(0.1)
     assert rates[52] == pytest.approx(0.1 * 0.5 * (1 + math.cos(math.pi * 47 / 95)))
@@ -95,8 +102,8 @@ def test_rate_warms_up_to_the_peak_and_falls_to_zero() -> None:
 
 @given(n=st.integers(1, 20), start=st.integers(0, 100), count=st.integers(0, 50))
 def test_every_epoch_shows_each_image_once(n: int, start: int, count: int) -> None:
-    whole = epoch_indices(n, 0, start + count, seed=1, stream=0)
-    assert np.array_equal(epoch_indices(n, start, count, seed=1, stream=0), whole[start:])
+    whole = Draws(n, None, seed=1, stream=0).take(0, start + count)
+    assert np.array_equal(Draws(n, None, seed=1, stream=0).take(start, count), whole[start:])
     for epoch in range(len(whole) // n):
         assert sorted(whole[epoch * n : (epoch + 1) * n]) == list(range(n))
 
@@ -119,9 +126,9 @@ def test_a_batch_holds_the_labelled_share(share: float, labelled: int, picked: i
 def test_a_batch_depends_on_seed_and_step_alone() -> None:
     options = DistillationOptions(batch_size=8)
     labelled, picked = part(5, labelled=True), part(40)
-    batch = draw(labelled, picked, 7, options, seed=1)
-    again = draw(labelled, picked, 7, options, seed=1)
-    other = draw(labelled, picked, 8, options, seed=1)
+    sampler = Sampler(labelled, picked, options, seed=1)
+    batch, again = sampler.batch(7), Sampler(labelled, picked, options, seed=1).batch(7)
+    other = sampler.batch(8)
     assert torch.equal(batch.images, again.images)
     assert not torch.equal(batch.images, other.images)
     assert len(batch.labels) == 2
@@ -168,7 +175,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(task: Task, tmp_path: 
     kept = sorted((tmp_path / "c").glob("step-*.safetensors"))
     assert [p.stem for p in kept] == ["step-00000010", "step-00000020"]
     kept[-1].write_bytes(kept[-1].read_bytes()[:-8] + b"\0" * 8)
-    module = network()
+    module = nn.ModuleDict({"student": network(), "objective": nn.Module()})
     state = checkpoints.restore(
         tmp_path / "c", task.key, module, torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
     )
@@ -181,9 +188,26 @@ def test_a_loss_that_is_not_finite_rolls_back_once_at_half_the_rate(task: Task, 
     curve = train(Exploding({13}), task, tmp_path / "c", progress)
     assert progress.warnings == ["The loss was not finite at step 12; training goes on from step 10 at half the rate."]
     rates = {row["step"]: row["learning_rate"] for row in curve}
-    assert rates[10] == pytest.approx(learning_rate(9, OPTIONS))
-    assert rates[11] == pytest.approx(0.5 * learning_rate(10, OPTIONS))
+    assert rates[10] == pytest.approx(learning_rate(9, 30, OPTIONS))
+    assert rates[11] == pytest.approx(0.5 * learning_rate(10, 30, OPTIONS))
     assert [row["step"] for row in curve] == [float(step) for step in range(1, 31)]
+
+
+def test_a_loss_that_explodes_rolls_back_once_and_then_fails(task: Task, tmp_path: Path) -> None:
+    wild = replace(task, options=replace(OPTIONS, learning_rate=1e4), checkpoint_steps=1)
+    progress = SilentProgress()
+    with pytest.raises(EngineError) as caught:
+        train(nn.Sequential(nn.Flatten(), nn.Linear(768, 3)), wild, tmp_path / "c", progress)
+    assert caught.value.code == "TRAINING_DIVERGED"
+    assert len(progress.warnings) == 1
+    assert "more than 10 times that of a student which knows nothing" in progress.warnings[0]
+
+
+def test_a_high_loss_of_one_batch_is_no_divergence() -> None:
+    state = TrainingState(class_loss=torch.zeros(3), step=5, ignorant_loss=2.0, recent_loss=0.5)
+    assert training.divergence(150.0, state) == ""
+    assert "more than 10 times" in training.divergence(250.0, state)
+    assert training.divergence(math.inf, state) == "not finite"
 
 
 def test_a_second_loss_that_is_not_finite_is_a_divergence(task: Task, tmp_path: Path) -> None:
@@ -223,7 +247,7 @@ def test_first_class_losses_start_from_the_batch_mean() -> None:
 def test_a_ball_weighs_the_worst_class_up_and_keeps_the_mean_weight(rule: str) -> None:
     labelled, picked = part(9, labelled=True), part(30)
     weighting = class_weighting(labelled, picked, DistillationOptions(class_weights=rule), seed=0)
-    weights = weighting.weigh(torch.tensor([0, 1, 2]), torch.tensor([1.0, 1.0, 2.0], dtype=torch.float64))[0]
+    weights = weighting.class_weights(torch.tensor([1.0, 1.0, 2.0], dtype=torch.float64))[0]
     assert weights[2] > 1 > weights[0]
     assert weights @ torch.from_numpy(weighting.shares).float() == pytest.approx(1.0, abs=1e-6)
 
@@ -241,19 +265,19 @@ def test_a_class_that_only_mirrors_show_still_weighs_something() -> None:
     seen_in_mirrors = replace(part(30), targets=np.eye(3, dtype=np.float32)[np.array([[0, 2]] * 30)])
     options = DistillationOptions(class_weights="kl", labelled_share=0.0)
     weighting = class_weighting(part(9, labelled=True), seen_in_mirrors, options, seed=0)
-    weights = weighting.weigh(torch.tensor([0, 2]), torch.tensor([1.0, 1.0, 2.0], dtype=torch.float64))[0]
+    weights = weighting.class_weights(torch.tensor([1.0, 1.0, 2.0], dtype=torch.float64))[0, [0, 2]]
     assert weights[1] > 1 > weights[0] > 0
 
 
 def test_labelled_images_alone_can_fill_a_batch() -> None:
     options = DistillationOptions(batch_size=8, labelled_share=1.0)
-    batch = draw(part(5, labelled=True), part(40), 3, options, seed=1)
+    batch = Sampler(part(5, labelled=True), part(40), options, seed=1).batch(3)
     assert len(batch.labels) == len(batch.images) == 8
 
 
 def test_no_weighting_weighs_one() -> None:
     weighting = class_weighting(part(9, labelled=True), part(30), DistillationOptions(), seed=0)
-    assert weighting.weigh(torch.tensor([0, 2]), torch.zeros(3)).tolist() == [[1.0, 1.0]]
+    assert weighting.class_weights(torch.zeros(3)).tolist() == [[1.0, 1.0, 1.0]]
 
 
 def test_paper_weights_favour_the_rare_class_and_their_noise_only_adds() -> None:

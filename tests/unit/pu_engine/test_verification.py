@@ -16,6 +16,7 @@ from pu_engine import export as export_stage
 from pu_engine import timings, verification
 from pu_engine.batches import Part
 from pu_engine.errors import EngineError
+from pu_engine.evaluation import predict
 from pu_engine.hops import File
 from pu_engine.jsonform import from_json, to_json
 from pu_engine.progress import SilentProgress
@@ -24,7 +25,6 @@ from pu_engine.results import build_manifest, file_sha256, load
 from pu_engine.sessions import open_session
 from pu_engine.student_files import load_student
 from pu_engine.timings import measure_latencies, usable_threads
-from pu_engine.training import predict
 from pu_engine.types import (
     ExportInputs,
     ExportOptions,

@@ -16,7 +16,7 @@ from punnet import __version__, cli_doctor
 from punnet.cli import app, main
 from punnet.cli_compress import print_report
 from punnet.cli_doctor import package_problems
-from punnet.cli_options import lines, numbers
+from punnet.cli_options import TRAINING, lines, numbers, training
 from punnet.cli_output import bytes_text, percent_text, print_error, seconds_text
 from punnet.cli_progress import figures
 from punnet.errors import InvalidRequest, make_error
@@ -62,7 +62,20 @@ def test_what_is_missing_exits_2(args: list[str]) -> None:
 def test_compress_offers_every_keyword_of_the_client() -> None:
     command = typer.main.get_command(app)
     offered = {p.name for p in command.commands["compress"].params}  # type: ignore[attr-defined]
-    assert set(CompressOptions.__annotations__) - offered == set()
+    assert set(CompressOptions.__annotations__) - offered - set(TRAINING) == {"loss"}
+
+
+def test_training_settings_are_read_by_their_kind() -> None:
+    settings = ["loss.dkd=1", "loss.kl=0.5", "views=4", "compiled=true", "draws=balanced", "mixup=0.2"]
+    assert training(settings) == {
+        "loss": {"dkd": 1.0, "kl": 0.5}, "views": 4, "compiled": True, "draws": "balanced", "mixup": 0.2
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("setting", ["speed=9", "loss.mse=1", "views=many", "mixup"])
+def test_training_settings_that_make_no_sense_are_refused(setting: str) -> None:
+    with pytest.raises(InvalidRequest, match=setting):
+        training([setting])
 
 
 def test_class_names_are_the_lines_of_a_file(tmp_path: Path) -> None:

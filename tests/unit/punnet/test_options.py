@@ -30,6 +30,9 @@ def test_every_keyword_reaches_its_field() -> None:
         score="relative-mahalanobis", rule="TOP", picks=4, threshold=0.5, prior=0.25,
         steps=5, batch_size=8, learning_rate=0.5, temperature=2.0, labelled_share=0.5, label_weight=0.0,
         class_weights="chi2", radius=0.125, targets=["cpu"], max_batch=7,
+        max_bytes=11, student_weights="w.safetensors", loss={"kl": 0.5, "dkd": 1.0}, effort="patient", minutes=1.5,
+        draws="balanced", teacher_targets="live", views=3, mixup=0.25, cutmix=1.0, clip_norm=2.5, average_decay=0.875,
+        precision="bf16", compiled=True,
         layout="nhwc", channels="bgr", scale=1.0, mean=[1.0], std=[2.0], input_height=30, input_width=31,
         fit="crop",
         seed=9, validate_only=True, request_id="r", class_names=["a"], taps=["t"],
@@ -37,7 +40,7 @@ def test_every_keyword_reaches_its_field() -> None:
     assert set(options) == set(CompressOptions.__annotations__)
     request = compress_request("p", options)
     assert request.student == options_pb2.StudentOptions(
-        name="cifar_resnet20", size=32, max_parameters=1, max_macs=2, max_latency_ms=3.0
+        name="cifar_resnet20", size=32, max_parameters=1, max_macs=2, max_latency_ms=3.0, max_bytes=11
     )
     assert request.selection == options_pb2.SelectionOptions(
         score=options_pb2.SCORE_RELATIVE_MAHALANOBIS,
@@ -55,6 +58,18 @@ def test_every_keyword_reaches_its_field() -> None:
         label_weight=0.0,
         class_weights=options_pb2.CLASS_WEIGHTS_CHI2,
         radius=0.125,
+        loss={"kl": 0.5, "dkd": 1.0},
+        effort=options_pb2.EFFORT_PATIENT,
+        minutes=1.5,
+        draws=options_pb2.DRAWS_BALANCED,
+        targets=options_pb2.TEACHER_TARGETS_LIVE,
+        views=3,
+        mixup=0.25,
+        cutmix=1.0,
+        clip_norm=2.5,
+        average_decay=0.875,
+        precision=options_pb2.PRECISION_BF16,
+        compiled=True,
     )
     assert request.distillation.HasField("label_weight")
     assert request.export == options_pb2.ExportOptions(targets=["cpu"], max_batch=7)

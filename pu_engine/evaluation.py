@@ -1,0 +1,40 @@
+"""A student's answers on uint8 images."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pu_engine.batches import Part
+from pu_engine.types import Preprocessing
+
+EVALUATION_BATCH = 256
+
+
+def model_input(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """uint8 [N, S, S, C] to float32 [N, C, S, S] in channels-last memory, as the student takes it."""
+    mean = torch.tensor(preprocessing.mean, dtype=torch.float32, device=images.device)
+    std = torch.tensor(preprocessing.std, dtype=torch.float32, device=images.device)
+    return ((images.float() * preprocessing.scale - mean) / std).permute(0, 3, 1, 2)
+
+
+def predict(module: nn.Module, images: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:
+    """Logits [N, K] in eval mode, on the CPU; the module's mode is kept."""
+    was_training = module.training
+    device = next(module.parameters()).device
+    module.eval()
+    with torch.no_grad():
+        parts = [
+            module(model_input(torch.from_numpy(images[i : i + EVALUATION_BATCH].copy()).to(device), preprocessing))
+            for i in range(0, len(images), EVALUATION_BATCH)
+        ]
+    module.train(was_training)
+    return torch.cat(parts).float().cpu()
+
+
+def agreement_with_teacher(module: nn.Module, part: Part, preprocessing: Preprocessing) -> float:
+    """Share of images on which student and teacher name the same class."""
+    chosen = predict(module, part.images, preprocessing).argmax(dim=1).numpy()
+    return float((chosen == part.targets[:, 0].argmax(axis=1)).mean())

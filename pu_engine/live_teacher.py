@@ -1,0 +1,64 @@
+"""A teacher that is asked while the student trains: its torch twin, beside the student on the same device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pu_engine import twin
+from pu_engine.errors import EngineError
+from pu_engine.images import resize
+from pu_engine.preprocessing import model_input
+from pu_engine.targets import AskTeacher
+from pu_engine.types import Preprocessing
+
+
+def choose_targets(asked: str, intake: Path, device: torch.device) -> tuple[str, str]:
+    """Where the targets come from, and why: cached on a CPU, live on a GPU that holds the teacher's twin."""
+    if asked != "auto":
+        return asked, "asked for"
+    if device.type == "cpu":
+        return "cached", "on a CPU a live teacher takes several times the student's own time"
+    if not has_twin(intake):
+        return "cached", "the teacher has no torch twin"
+    return "live", "the teacher's twin runs beside the student on the GPU"
+
+
+def live_teacher(intake: Path, preprocessing: Preprocessing, device: torch.device) -> AskTeacher:
+    """The twin of an intake's teacher, as a function of uint8 images [B, S, S, C]; logits are float32 [B, K].
+
+    A stranger's ONNX file is not run here, for training is confined less than scoring; a twin has our operators only.
+
+    Raises:
+        EngineError: REQUEST_INVALID where the teacher has no twin.
+    """
+    if not has_twin(intake):
+        raise EngineError(
+            "REQUEST_INVALID",
+            "distillation.targets is live, but this teacher has no torch twin.",
+            "Take cached targets or a bank of views; `punnet inspect` names the node without a form in torch.",
+        )
+    teacher = twin.load(intake).to(device).eval()
+
+    def ask(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = teacher(teacher_input(images, preprocessing, device))
+        return logits.float()
+
+    return ask
+
+
+def has_twin(intake: Path) -> bool:
+    """Whether intake could write the teacher as a torch module."""
+    return (intake / twin.STRUCTURE).is_file()
+
+
+def teacher_input(images: Tensor, preprocessing: Preprocessing, device: torch.device) -> Tensor:
+    """The teacher's input of uint8 images [B, S, S, C]; those of another size go through the one resize kernel."""
+    pixels = images.cpu().numpy()
+    if pixels.shape[1:3] != (preprocessing.height, preprocessing.width):
+        pixels = np.stack([resize(image, preprocessing.height, preprocessing.width) for image in pixels])
+    return torch.from_numpy(np.ascontiguousarray(model_input(pixels, preprocessing))).to(device)
