@@ -101,14 +101,14 @@ EXPORT = Stage(
 VERIFICATION = Stage(
     name="verification",
     module="pu_engine.verification",
-    schema=1,
+    schema=2,
     needs=("intake", "gathering", "distillation", "export"),
     profile="model",
 )
 REPORT = Stage(
     name="report",
     module="pu_engine.report",
-    schema=1,
+    schema=2,
     needs=("intake", "scoring", "selection", "gathering", "distillation", "export", "verification"),
     reads=("pool", "images"),
 )

@@ -38,6 +38,7 @@ MIDDLE_BATCH = 8
 LATENCY_BATCHES = (1, 32)
 LATENCY_THREADS = 1
 CANONICAL = "canonical.onnx"
+HELD_OUT_ANSWERS = "held_out.answers.npy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -53,6 +54,8 @@ class Chain:
 
 def run(inputs: VerificationInputs, out: Path, progress: Progress) -> Verdicts:
     """Measure teacher -> torch -> fp32 -> engines, the accuracies and the latencies.
+
+    Writes `held_out.answers.npy` [n] int64: the class that the student gives each held-out image.
 
     Raises:
         EngineError: PARITY_FAILED where the ONNX file differs from the network that it was made of;
@@ -76,6 +79,7 @@ def run(inputs: VerificationInputs, out: Path, progress: Progress) -> Verdicts:
     progress.update(3, 3, "hop")
 
     n, labels = len(chain.held_out), chain.held_out.labels
+    np.save(out / HELD_OUT_ANSWERS, chain.held_out_logits.argmax(axis=1).astype(np.int64))
     student_accuracy = accuracy(chain.held_out_logits, labels)
     low, high = wilson_interval(student_accuracy, n)
     return Verdicts(
