@@ -56,9 +56,7 @@ class Answer:
     student: str
 
 
-def shown_answers(
-    labels: NDArray[np.int64], teacher: NDArray[np.int64], student: NDArray[np.int64]
-) -> tuple[int, ...]:
+def shown_answers(labels: NDArray[np.int64], teacher: NDArray[np.int64], student: NDArray[np.int64]) -> tuple[int, ...]:
     """Rows to show, the telling ones first: where the two differ, where both are wrong, then the others.
 
     Args:

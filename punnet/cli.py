@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated, NoReturn
 
@@ -15,8 +14,8 @@ from punnet.cli_inspect import inspect
 from punnet.cli_jobs import cancel, delete, download, jobs, watch
 from punnet.cli_output import print_error
 from punnet.cli_pool import pool_app, students
-from punnet.errors import PunnetError, ServerUnavailable, exit_status
-from punnet.private_server import data_folder, missing_packages
+from punnet.cli_serve import page, serve
+from punnet.errors import PunnetError, exit_status
 
 HELP = "Compress an ONNX image classifier into a small verified student, with few labels and an unlabelled pool."
 
@@ -32,6 +31,8 @@ app.command()(delete)
 app.add_typer(pool_app, name="pool")
 app.command()(students)
 app.command()(doctor)
+app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
+app.command()(page)
 
 
 def print_version(asked: bool) -> None:
@@ -48,20 +49,6 @@ def root(
     ] = False,
 ) -> None:
     """What stands before the command."""
-
-
-@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def serve(ctx: typer.Context) -> None:
-    """Serve in the foreground; takes the options of `python -m server`, see `punnet serve --help`."""
-    missing = missing_packages()
-    if missing:
-        raise ServerUnavailable(
-            f"This Python lacks {', '.join(missing)}.",
-            code="SERVER_START_FAILED",
-            remedy="Install the appliance with `pip install 'punnet[cpu]'`.",
-        )
-    folder = [] if any(arg.split("=")[0] == "--data" for arg in ctx.args) else ["--data", str(data_folder())]
-    os.execv(sys.executable, [sys.executable, "-I", "-m", "server", *folder, *ctx.args])
 
 
 def main() -> NoReturn:

@@ -181,6 +181,17 @@ def spec_of(db: sqlite3.Connection, tenant: str, job_id: str) -> dict[str, Any]:
     return spec
 
 
+def subjects(db: sqlite3.Connection, tenant: str, job_ids: Sequence[str]) -> dict[str, str]:
+    """What each job is about, for lists: the teacher's file name, or the pool; empty where its spec names neither."""
+    marks = ",".join("?" * len(job_ids))
+    rows = db.execute(
+        "SELECT id, coalesce(json_extract(spec, '$.display_name'), json_extract(spec, '$.name'),"
+        f" json_extract(spec, '$.pool.name'), '') AS subject FROM job WHERE tenant=? AND id IN ({marks})",
+        (tenant, *job_ids),
+    )
+    return {row["id"]: str(row["subject"]) for row in rows}
+
+
 def count_in_state(db: sqlite3.Connection, tenant: str, states: Sequence[str]) -> int:
     """How many jobs of a tenant are in these states."""
     marks = ",".join("?" * len(states))

@@ -13,6 +13,7 @@ import fcntl
 import ipaddress
 import logging
 import os
+import secrets
 import signal
 import socket
 import sqlite3
@@ -37,10 +38,13 @@ from server.front import Front
 from server.intake_requests import IntakeRequests
 from server.jobs import JobEngine, Slots
 from server.logs import start_log
+from server.page.access import Sessions, one_key
+from server.page.application import PageApplication
+from server.page.serving import PageServer
 from server.pool_service import PoolService
 from server.runners.local import LocalRunner
 from server.stage_execution import StageExecution
-from server.store import SchemaMismatch, Store
+from server.store import LOCAL_TENANT, SchemaMismatch, Store
 from server.students import StudentCatalogue
 from server.watch import Watch
 
@@ -53,6 +57,7 @@ STOP_SECONDS = 1.0
 TERM_SECONDS = 2.0  # a stage that the server's end interrupts keeps its finished parts; it need not tidy up
 IDLE_CHECKS = 10
 PROBE_SECONDS = 2.0
+PAGE_KEY_BYTES = 24
 
 
 class Refused(Exception):
@@ -69,6 +74,7 @@ class Settings:
     idle_seconds: float | None
     reflection: bool
     allow_weak_sandbox: bool
+    page: tuple[str, int] | None  # where the page listens
 
     @property
     def private(self) -> bool:
@@ -109,6 +115,7 @@ def parse_settings(arguments: list[str] | None) -> Settings:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each stage")
     parser.add_argument("--cpu-slots", type=int, default=1, help="short jobs at once: inspecting, planning, ingest")
     parser.add_argument("--queued-jobs", type=int, default=8, help="jobs that may wait")
+    parser.add_argument("--page", metavar="HOST:PORT", help="also serve the read-only page there")
     parser.add_argument("--reflection", action="store_true")
     parser.add_argument("--allow-weak-sandbox", action="store_true")
     options = parser.parse_args(arguments)
@@ -122,6 +129,7 @@ def parse_settings(arguments: list[str] | None) -> Settings:
         idle_seconds=options.idle_seconds,
         reflection=options.reflection,
         allow_weak_sandbox=options.allow_weak_sandbox,
+        page=page_place(loopback_address(options.page)) if options.page else None,
     )
 
 
@@ -144,6 +152,12 @@ def loopback_address(bind: str) -> str:
     if not loopback:
         raise Refused(f"{host} can be reached from other machines, and there is no TLS; bind 127.0.0.1 instead.")
     return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
+
+
+def page_place(address: str) -> tuple[str, int]:
+    """Host and port of a checked address, as a socket takes them."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def remove_dead_socket(path: Path) -> None:
@@ -241,6 +255,12 @@ class Server:
             catalogue=CatalogueService(self._engine, students, intake),
             reflection=settings.reflection,
         )
+        self._page_key = secrets.token_urlsafe(PAGE_KEY_BYTES)
+        sessions = Sessions(one_key(self._page_key, LOCAL_TENANT))
+        self._page = PageApplication(
+            store=self._store, data=data, blobs=self._blobs, watch=self._watch, sessions=sessions
+        )
+        self._page_server = PageServer(self._page.asgi())
 
     async def start(self) -> None:
         """Recover what an earlier server left, open the port, say so in server.json."""
@@ -256,8 +276,20 @@ class Server:
             address = f"{address.rpartition(':')[0]}:{port}"
         self._engine.start()
         ready = {"address": address, "pid": os.getpid(), "version": __version__}
-        await asyncio.to_thread(write_json, self._settings.data / "server.json", ready)
+        key = {}
+        if self._settings.page:
+            ready["page"] = await self._open_page(*self._settings.page)
+            key = {"page_key": self._page_key}  # for this user alone: the file is not readable by others
+        await asyncio.to_thread(write_json, self._settings.data / "server.json", ready | key)
         log.info("ready", extra=ready)
+
+    async def _open_page(self, host: str, port: int) -> str:
+        """The page's address."""
+        try:
+            port = await self._page_server.open(host, port)
+        except OSError as error:
+            raise Refused(f"the page's address {host}:{port} can't be bound: {error.strerror}.") from error
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
     async def until(self, stop: asyncio.Event) -> None:
         """Until the signal, or until nobody called and nothing ran for the idle time."""
@@ -268,7 +300,7 @@ class Server:
         busy_at = time.monotonic()
         while not stop.is_set():
             calls = self._front.calls
-            if calls.running or not self._engine.idle():
+            if calls.running or self._page.streams or not self._engine.idle():
                 busy_at = time.monotonic()
             if time.monotonic() - max(busy_at, calls.last_end) >= idle:
                 log.info("idle", extra={"seconds": idle})
@@ -285,6 +317,7 @@ class Server:
         await self._front.health.enter_graceful_shutdown()
         ending = asyncio.create_task(self._engine.shutdown())
         await self._watch.drain()
+        await self._page_server.close()
         # Stopping the server cuts a watcher off whose UNAVAILABLE is not yet sent: it would see CANCELLED.
         await self._front.calls.ended(CALLS_END_SECONDS)
         await self._front.server.stop(STOP_SECONDS)
