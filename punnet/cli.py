@@ -10,6 +10,7 @@ import typer
 from punnet import __version__
 from punnet.cli_compress import compress, plan
 from punnet.cli_doctor import doctor
+from punnet.cli_gc import gc
 from punnet.cli_inspect import inspect
 from punnet.cli_jobs import cancel, delete, download, jobs, watch
 from punnet.cli_output import print_error
@@ -33,6 +34,7 @@ app.command()(students)
 app.command()(doctor)
 app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
 app.command()(page)
+app.command()(gc)
 
 
 def print_version(asked: bool) -> None:

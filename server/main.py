@@ -32,15 +32,18 @@ from server.blob_service import BlobService
 from server.blobs import BlobStore
 from server.capabilities import probe_confinement
 from server.catalogue_service import CatalogueService
+from server.collection import Bounds
+from server.collector import Collector
 from server.compression_service import CompressionService
 from server.folders import DataFolder, write_json
 from server.front import Front
 from server.intake_requests import IntakeRequests
 from server.jobs import JobEngine, Slots
 from server.logs import start_log
+from server.operator_service import OperatorService
 from server.page.access import Sessions, one_key
 from server.page.application import PageApplication
-from server.page.serving import PageServer
+from server.page.serving import PageRefused, PageServer, page_place
 from server.pool_service import PoolService
 from server.runners.local import LocalRunner
 from server.stage_execution import StageExecution
@@ -58,6 +61,7 @@ TERM_SECONDS = 2.0  # a stage that the server's end interrupts keeps its finishe
 IDLE_CHECKS = 10
 PROBE_SECONDS = 2.0
 PAGE_KEY_BYTES = 24
+LARGEST_BOUND = 1e9
 
 
 class Refused(Exception):
@@ -75,6 +79,7 @@ class Settings:
     reflection: bool
     allow_weak_sandbox: bool
     page: tuple[str, int] | None  # where the page listens
+    bounds: Bounds  # of what is kept
 
     @property
     def private(self) -> bool:
@@ -91,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
         with owned(settings.data):
             start_log(settings.data / "server.log")
             asyncio.run(serve(settings))
-    except (Refused, SchemaMismatch, OSError) as error:
+    except (Refused, PageRefused, SchemaMismatch, OSError) as error:
         print(f"punnet server: {error}", file=sys.stderr)
         return EXIT_REFUSED
     except sqlite3.DatabaseError as error:
@@ -116,6 +121,9 @@ def parse_settings(arguments: list[str] | None) -> Settings:
     parser.add_argument("--cpu-slots", type=int, default=1, help="short jobs at once: inspecting, planning, ingest")
     parser.add_argument("--queued-jobs", type=int, default=8, help="jobs that may wait")
     parser.add_argument("--page", metavar="HOST:PORT", help="also serve the read-only page there")
+    parser.add_argument("--keep-jobs-days", type=float, help="jobs go that ended so many days ago")
+    parser.add_argument("--keep-results-days", type=float, help="results of stages go, so many days after their jobs")
+    parser.add_argument("--quota-gib", type=float, help="results, then blobs of ended jobs go beyond it")
     parser.add_argument("--reflection", action="store_true")
     parser.add_argument("--allow-weak-sandbox", action="store_true")
     options = parser.parse_args(arguments)
@@ -129,7 +137,22 @@ def parse_settings(arguments: list[str] | None) -> Settings:
         idle_seconds=options.idle_seconds,
         reflection=options.reflection,
         allow_weak_sandbox=options.allow_weak_sandbox,
-        page=page_place(loopback_address(options.page)) if options.page else None,
+        bounds=bounds_of(options),
+        page=page_place(options.page) if options.page else None,
+    )
+
+
+def bounds_of(options: argparse.Namespace) -> Bounds:
+    """How long ended work is kept, and how much; raises Refused for what is no number of days or GiB."""
+    for name in ("keep_jobs_days", "keep_results_days", "quota_gib"):
+        value = getattr(options, name)
+        if value is not None and not 0 <= value < LARGEST_BOUND:
+            raise Refused(f"--{name.replace('_', '-')} must be from 0 to below {LARGEST_BOUND:g}, got {value}.")
+    quota = options.quota_gib
+    return Bounds(
+        job_days=options.keep_jobs_days,
+        result_days=options.keep_results_days,
+        quota_bytes=None if quota is None else int(quota * 2**30),
     )
 
 
@@ -152,12 +175,6 @@ def loopback_address(bind: str) -> str:
     if not loopback:
         raise Refused(f"{host} can be reached from other machines, and there is no TLS; bind 127.0.0.1 instead.")
     return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
-
-
-def page_place(address: str) -> tuple[str, int]:
-    """Host and port of a checked address, as a socket takes them."""
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
 
 
 def remove_dead_socket(path: Path) -> None:
@@ -237,6 +254,7 @@ class Server:
             watch=self._watch,
             slots=settings.slots,
         )
+        self._collector = Collector(store=self._store, data=data, engine=self._engine, bounds=settings.bounds)
         students = StudentCatalogue(settings.data / "students")
         intake = IntakeRequests(self._blobs)
         self._blob_service = BlobService(self._blobs, self._store, data)
@@ -253,8 +271,10 @@ class Server:
             blob=self._blob_service,
             pool=PoolService(self._engine, self._store),
             catalogue=CatalogueService(self._engine, students, intake),
+            operator=OperatorService(self._collector),
             reflection=settings.reflection,
         )
+        self._keeping: asyncio.Task[None] | None = None
         self._page_key = secrets.token_urlsafe(PAGE_KEY_BYTES)
         sessions = Sessions(one_key(self._page_key, LOCAL_TENANT))
         self._page = PageApplication(
@@ -275,6 +295,7 @@ class Server:
         if not self._settings.private:
             address = f"{address.rpartition(':')[0]}:{port}"
         self._engine.start()
+        self._keeping = asyncio.create_task(self._collector.keep_bounds(), name="collector")
         ready = {"address": address, "pid": os.getpid(), "version": __version__}
         key = {}
         if self._settings.page:
@@ -288,7 +309,7 @@ class Server:
         try:
             port = await self._page_server.open(host, port)
         except OSError as error:
-            raise Refused(f"the page's address {host}:{port} can't be bound: {error.strerror}.") from error
+            raise Refused(f"--page {host}:{port} can't be bound: {error.strerror}.") from error
         return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
     async def until(self, stop: asyncio.Event) -> None:
@@ -315,6 +336,8 @@ class Server:
         self._blob_service.draining = True
         self._runner.term_seconds = TERM_SECONDS
         await self._front.health.enter_graceful_shutdown()
+        if self._keeping is not None:
+            self._keeping.cancel()
         ending = asyncio.create_task(self._engine.shutdown())
         await self._watch.drain()
         await self._page_server.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import socket
 from collections.abc import Iterator
 
@@ -12,6 +13,28 @@ from starlette.types import ASGIApp
 
 STOP_SECONDS = 2
 MOST_CONNECTIONS = 256
+
+
+class PageRefused(Exception):
+    """The page can't listen there."""
+
+
+def page_place(text: str) -> tuple[str, int]:
+    """Host and port of `HOST:PORT` on this machine; raises PageRefused otherwise: the page speaks no TLS."""
+    host, _, port = text.rpartition(":")
+    try:
+        name = "127.0.0.1" if host == "localhost" else host.strip("[]")
+        loopback = ipaddress.ip_address(name).is_loopback
+        if not 0 <= int(port) <= 65535:
+            raise ValueError(port)
+    except ValueError:
+        raise PageRefused(f"--page takes an address and a port, for instance 127.0.0.1:7861; got {text!r}.") from None
+    if not loopback:
+        raise PageRefused(
+            f"--page {text} can be reached from other machines, and the page has no TLS; give 127.0.0.1, and put a "
+            "proxy with TLS before it."
+        )
+    return name, int(port)
 
 
 class _Quiet(uvicorn.Server):
