@@ -15,7 +15,7 @@ from punnet.cli_inspect import inspect
 from punnet.cli_jobs import cancel, delete, download, jobs, watch
 from punnet.cli_output import print_error
 from punnet.cli_pool import pool_app, students
-from punnet.cli_serve import page, serve
+from punnet.cli_serve import backup, page, restore, serve
 from punnet.errors import PunnetError, exit_status
 
 HELP = "Compress an ONNX image classifier into a small verified student, with few labels and an unlabelled pool."
@@ -35,6 +35,8 @@ app.command()(doctor)
 app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
 app.command()(page)
 app.command()(gc)
+app.command()(backup)
+app.command()(restore)
 
 
 def print_version(asked: bool) -> None:

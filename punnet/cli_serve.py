@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -37,6 +38,29 @@ def run_server_module(module: str, arguments: list[str]) -> None:
             remedy="Install the appliance with `pip install 'punnet[cpu]'`.",
         )
     os.execv(sys.executable, [sys.executable, "-I", "-m", module, *arguments])
+
+
+def backup(
+    folder: Annotated[Path, typer.Argument(metavar="DEST", help="A new folder for the copy.")],
+    data: o.Data = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Copy a data folder to DEST while its server runs."""
+    _run_backup("backup", folder, data, as_json)
+
+
+def restore(
+    folder: Annotated[Path, typer.Argument(metavar="SOURCE", help="A folder that `punnet backup` made.")],
+    data: o.Data = None,
+    as_json: o.AsJson = False,
+) -> None:
+    """Put a backup into a data folder that is not there yet, every file verified."""
+    _run_backup("restore", folder, data, as_json)
+
+
+def _run_backup(verb: str, folder: Path, data: Path | None, as_json: bool) -> None:
+    stated = ["--data", str(data_folder(data)), *(["--json"] if as_json else [])]
+    run_server_module("server.backup", [verb, str(folder.absolute()), *stated])
 
 
 def page(data: o.Data = None, as_json: o.AsJson = False) -> None:

@@ -46,8 +46,9 @@ from server.page.application import PageApplication
 from server.page.serving import PageRefused, PageServer, page_place
 from server.pool_service import PoolService
 from server.runners.local import LocalRunner
+from server.schema import SchemaMismatch
 from server.stage_execution import StageExecution
-from server.store import LOCAL_TENANT, SchemaMismatch, Store
+from server.store import LOCAL_TENANT, Store
 from server.students import StudentCatalogue
 from server.watch import Watch
 
