@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from pu_engine.images import decode
+from pu_engine.jsonform import to_json
 from pu_engine.pool import PoolReader, open_pool
 from pu_engine.preprocessing import image_channels
 from pu_engine.progress import Progress
@@ -20,11 +21,13 @@ from pu_engine.report_data import Results, log_lines, passed_variants, read_resu
 from pu_engine.report_page import ClassSamples, Download, device_words, render
 from pu_engine.report_samples import (
     LABELLED,
+    Answer,
     ClassRows,
     Picture,
     SelectionRows,
     class_rows,
     picture,
+    shown_answers,
     shown_classes,
 )
 from pu_engine.results import write_atomic
@@ -34,6 +37,8 @@ from pu_engine.types import Report, ReportInputs
 STUDENT_FILES = ("student.safetensors", "student.json", "curve.jsonl")
 SELECTION_FILE = "selection.parquet"
 LOG_FILE = "job.log"
+SAMPLES_FILE = "samples.json"
+HELD_OUT_ANSWERS = "held_out.answers.npy"  # of verification, whose module would import torch
 FONT_CACHE = ".matplotlib"
 
 
@@ -53,11 +58,14 @@ def run(inputs: ReportInputs, out: Path, progress: Progress) -> Report:
     rows = read_selection(Path(inputs.selection.path) / SELECTION_FILE)
     samples = class_samples(results, rows, pool, Path(inputs.gathering.path))
     plots = draw(results, rows, Path(inputs.distillation.path) / "curve.jsonl", out / FONT_CACHE)
+    answers = held_out_answers(results, Path(inputs.gathering.path), Path(inputs.verification.path))
+    content = {"classes": to_json(samples), "held_out": to_json(answers)}
+    write_atomic(out / SAMPLES_FILE, json.dumps(content, allow_nan=False).encode())
     page = render(data, downloads(results), samples, plots)
     write_atomic(out / "report.html", page.encode())
     write_atomic(out / LOG_FILE, "".join(f"{line}\n" for line in log_lines(results)).encode())
     progress.update(1, 1, "report")
-    return Report(artifacts=(*copied, "report.json", "report.html", LOG_FILE))
+    return Report(artifacts=(*copied, "report.json", "report.html", SAMPLES_FILE, LOG_FILE))
 
 
 def copy_artifacts(inputs: ReportInputs, results: Results, out: Path) -> tuple[str, ...]:
@@ -94,6 +102,21 @@ def class_samples(results: Results, rows: SelectionRows, pool: PoolReader, gathe
     return [
         _class_samples(results, c, pictures, [labelled[i] for i in np.flatnonzero(labels == c.class_index)[:LABELLED]])
         for c in chosen
+    ]
+
+
+def held_out_answers(results: Results, gathering: Path, verification: Path) -> list[Answer]:
+    """Held-out labelled images with the answers of teacher and student."""
+    images = np.load(gathering / "held_out.images.npy", mmap_mode="r")
+    labels = np.load(gathering / "held_out.labels.npy")
+    teacher = np.load(gathering / "held_out.targets.npy")[:, 0].argmax(axis=1)
+    student = np.load(verification / HELD_OUT_ANSWERS)
+    names = results.teacher.class_names
+    return [
+        Answer(
+            source=thumbnail(images[i]), label=names[labels[i]], teacher=names[teacher[i]], student=names[student[i]]
+        )
+        for i in shown_answers(labels, teacher, student)
     ]
 
 

@@ -12,6 +12,7 @@ from pu_engine.images import Pixels
 from pu_engine.thumbnails import thumbnail
 
 SHOWN_CLASSES = 12
+SHOWN_ANSWERS = 24
 BEST, BORDERLINE, REJECTED, LABELLED = 4, 3, 3, 2
 
 
@@ -43,6 +44,26 @@ class Picture:
     source: str
     caption: str
     title: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One held-out labelled image, `source` is a data URI, with what it is and what either network says."""
+
+    source: str
+    label: str
+    teacher: str
+    student: str
+
+
+def shown_answers(labels: NDArray[np.int64], teacher: NDArray[np.int64], student: NDArray[np.int64]) -> tuple[int, ...]:
+    """Rows to show, the telling ones first: where the two differ, where both are wrong, then the others.
+
+    Args:
+        labels, teacher, student: [n] output indices.
+    """
+    telling = np.where(teacher != student, 0, np.where(student != labels, 1, 2))
+    return _integers(np.argsort(telling, kind="stable")[:SHOWN_ANSWERS])
 
 
 def shown_classes(picked: Sequence[int]) -> tuple[int, ...]:

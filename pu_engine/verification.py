@@ -39,6 +39,7 @@ from pu_engine.types import (
 )
 
 COMPARED_IMAGES = 4  # of the worst ones, whose intermediate tensors are compared
+HELD_OUT_ANSWERS = "held_out.answers.npy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -63,6 +64,8 @@ class Chain:
 
 def run(inputs: VerificationInputs, out: Path, progress: Progress) -> Verdicts:
     """Measure teacher -> torch -> fp32 -> fp16, int8-cpu and int8-trt, the accuracies and the latencies.
+
+    Writes `held_out.answers.npy` [n] int64: the class that the student gives each held-out image.
 
     Raises:
         EngineError: PARITY_FAILED where the fp32 file differs from the network that it was made of;
@@ -96,6 +99,7 @@ def run(inputs: VerificationInputs, out: Path, progress: Progress) -> Verdicts:
     targets = tuple(dict.fromkeys(v.target for v in exported.variants))
     recommendations = recommend(exported.variants, latencies, withheld, targets)
     n, labels = len(chain.held_out), chain.held_out.labels
+    np.save(out / HELD_OUT_ANSWERS, chain.held_out_logits.argmax(axis=1).astype(np.int64))
     student_accuracy = accuracy(chain.held_out_logits, labels)
     low, high = wilson_interval(student_accuracy, n)
     return Verdicts(

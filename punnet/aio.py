@@ -31,7 +31,7 @@ from punnet.options import (
 )
 from punnet.pool_sources import pool_tars
 from punnet.transfer import blob_of
-from punnet.v1 import catalogue_pb2, compression_pb2, job_pb2, pool_pb2
+from punnet.v1 import catalogue_pb2, compression_pb2, job_pb2, operator_pb2, pool_pb2
 
 if TYPE_CHECKING:  # Unpack came with Python 3.11; the client runs on 3.10
     from typing import Unpack
@@ -348,6 +348,26 @@ class AsyncClient:
         """Versions, limits, devices and confinement of the appliance."""
         request = compression_pb2.GetCapabilitiesRequest()
         return await self._connection.call(self._connection.compression.GetCapabilities, request)
+
+    async def collect_garbage(
+        self,
+        *,
+        apply: bool = False,
+        job_days: float | None = None,
+        result_days: float | None = None,
+        quota_bytes: int | None = None,
+    ) -> operator_pb2.CollectGarbageResponse:
+        """Says what nobody needs any more, and with `apply` removes it; a bound that is left out is the server's own.
+
+        Args:
+            job_days: jobs go that ended so many days ago.
+            result_days: results of stages go whose jobs all ended so many days ago.
+            quota_bytes: results, then blobs of ended jobs go, the oldest first, until no more is stored.
+        """
+        request = operator_pb2.CollectGarbageRequest(
+            apply=apply, job_days=job_days, result_days=result_days, quota_bytes=quota_bytes
+        )
+        return await self._connection.call(self._connection.operator.CollectGarbage, request)
 
     @property
     def _connection(self) -> Connection:

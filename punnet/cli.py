@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated, NoReturn
 
@@ -11,13 +10,14 @@ import typer
 from punnet import __version__
 from punnet.cli_compress import compress, plan
 from punnet.cli_doctor import doctor
+from punnet.cli_gc import gc
 from punnet.cli_inspect import inspect
 from punnet.cli_jobs import cancel, delete, download, jobs, watch
 from punnet.cli_output import print_error
 from punnet.cli_pool import pool_app, students
-from punnet.errors import PunnetError, ServerUnavailable, exit_status
+from punnet.cli_serve import backup, page, restore, serve
+from punnet.errors import PunnetError, exit_status
 from punnet.large_buffers import keep_large_buffers
-from punnet.private_server import data_folder, missing_packages
 
 HELP = "Compress an ONNX image classifier into a small verified student, with few labels and an unlabelled pool."
 
@@ -33,6 +33,11 @@ app.command()(delete)
 app.add_typer(pool_app, name="pool")
 app.command()(students)
 app.command()(doctor)
+app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
+app.command()(page)
+app.command()(gc)
+app.command()(backup)
+app.command()(restore)
 
 
 def print_version(asked: bool) -> None:
@@ -49,20 +54,6 @@ def root(
     ] = False,
 ) -> None:
     """What stands before the command."""
-
-
-@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def serve(ctx: typer.Context) -> None:
-    """Serve in the foreground; takes the options of `python -m server`, see `punnet serve --help`."""
-    missing = missing_packages()
-    if missing:
-        raise ServerUnavailable(
-            f"This Python lacks {', '.join(missing)}.",
-            code="SERVER_START_FAILED",
-            remedy="Install the appliance with `pip install 'punnet[cpu]'`.",
-        )
-    folder = [] if any(arg.split("=")[0] == "--data" for arg in ctx.args) else ["--data", str(data_folder())]
-    os.execv(sys.executable, [sys.executable, "-I", "-m", "server", *folder, *ctx.args])
 
 
 def main() -> NoReturn:

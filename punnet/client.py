@@ -16,7 +16,7 @@ from punnet.connection import RETRY_SECONDS
 from punnet.job import Job
 from punnet.material import Teacher
 from punnet.options import CompressOptions, InspectOptions
-from punnet.v1 import catalogue_pb2, compression_pb2, job_pb2, pool_pb2
+from punnet.v1 import catalogue_pb2, compression_pb2, job_pb2, operator_pb2, pool_pb2
 
 if TYPE_CHECKING:  # Unpack came with Python 3.11; the client runs on 3.10
     from typing import Unpack
@@ -218,6 +218,21 @@ class Client:
     def capabilities(self) -> compression_pb2.GetCapabilitiesResponse:
         """Versions, limits, devices and confinement of the appliance."""
         return self._run(self._client.capabilities())
+
+    def collect_garbage(
+        self,
+        *,
+        apply: bool = False,
+        job_days: float | None = None,
+        result_days: float | None = None,
+        quota_bytes: int | None = None,
+    ) -> operator_pb2.CollectGarbageResponse:
+        """Says what nobody needs any more, and with `apply` removes it; a bound left out is the server's own."""
+        return self._run(
+            self._client.collect_garbage(
+                apply=apply, job_days=job_days, result_days=result_days, quota_bytes=quota_bytes
+            )
+        )
 
     def _run(self, work: Coroutine[Any, Any, _T]) -> _T:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)

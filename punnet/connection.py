@@ -13,7 +13,7 @@ from grpc import StatusCode
 from grpc.aio import AioRpcError, UnaryUnaryMultiCallable
 
 from punnet.errors_from_rpc import error_from_rpc, reason, retry_seconds, unreachable
-from punnet.v1 import blob_pb2_grpc, catalogue_pb2_grpc, compression_pb2_grpc, pool_pb2_grpc
+from punnet.v1 import blob_pb2_grpc, catalogue_pb2_grpc, compression_pb2_grpc, operator_pb2_grpc, pool_pb2_grpc
 
 OPTIONS = (
     ("grpc.http2.max_frame_size", 1 << 20),  # as the server announces for uploads; 16 KiB otherwise
@@ -64,6 +64,7 @@ class Connection:
         self.blobs = blob_pb2_grpc.BlobServiceStub(self._channel)
         self.pools = pool_pb2_grpc.PoolServiceStub(self._channel)
         self.catalogue = catalogue_pb2_grpc.CatalogueServiceStub(self._channel)
+        self.operator = operator_pb2_grpc.OperatorServiceStub(self._channel)
 
     async def check(self, seconds: float = CONNECT_SECONDS) -> None:
         """Returns once the server serves.

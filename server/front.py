@@ -14,7 +14,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
 from punnet.errors import PunnetError
-from punnet.v1 import blob_pb2_grpc, catalogue_pb2_grpc, compression_pb2_grpc, pool_pb2_grpc
+from punnet.v1 import (
+    blob_pb2_grpc,
+    catalogue_pb2_grpc,
+    compression_pb2_grpc,
+    operator_pb2_grpc,
+    pool_pb2_grpc,
+)
 from server.status import abort, internal
 
 log = logging.getLogger(__name__)
@@ -38,6 +44,7 @@ SERVICES = (
     "punnet.v1.BlobService",
     "punnet.v1.PoolService",
     "punnet.v1.CatalogueService",
+    "punnet.v1.OperatorService",
 )
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -137,6 +144,7 @@ class Front:
         blob: blob_pb2_grpc.BlobServiceServicer,
         pool: pool_pb2_grpc.PoolServiceServicer,
         catalogue: catalogue_pb2_grpc.CatalogueServiceServicer,
+        operator: operator_pb2_grpc.OperatorServiceServicer,
         reflection: bool,
     ) -> None:
         self.calls = Calls()
@@ -148,6 +156,7 @@ class Front:
         blob_pb2_grpc.add_BlobServiceServicer_to_server(blob, self.server)
         pool_pb2_grpc.add_PoolServiceServicer_to_server(pool, self.server)
         catalogue_pb2_grpc.add_CatalogueServiceServicer_to_server(catalogue, self.server)
+        operator_pb2_grpc.add_OperatorServiceServicer_to_server(operator, self.server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
         if reflection:
             _add_reflection(self.server)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from server.job_spec import digests_of
 from server.store import now_microseconds
 
 ACTIVE = ("QUEUED", "RUNNING", "CANCELLING")
@@ -181,6 +182,17 @@ def spec_of(db: sqlite3.Connection, tenant: str, job_id: str) -> dict[str, Any]:
     return spec
 
 
+def subjects(db: sqlite3.Connection, tenant: str, job_ids: Sequence[str]) -> dict[str, str]:
+    """What each job is about, for lists: the teacher's file name, or the pool; empty where its spec names neither."""
+    marks = ",".join("?" * len(job_ids))
+    rows = db.execute(
+        "SELECT id, coalesce(json_extract(spec, '$.display_name'), json_extract(spec, '$.name'),"
+        f" json_extract(spec, '$.pool.name'), '') AS subject FROM job WHERE tenant=? AND id IN ({marks})",
+        (tenant, *job_ids),
+    )
+    return {row["id"]: str(row["subject"]) for row in rows}
+
+
 def count_in_state(db: sqlite3.Connection, tenant: str, states: Sequence[str]) -> int:
     """How many jobs of a tenant are in these states."""
     marks = ",".join("?" * len(states))
@@ -311,6 +323,24 @@ def delete_job(db: sqlite3.Connection, tenant: str, job_id: str) -> list[str]:
     db.execute("DELETE FROM job WHERE tenant=? AND id=?", (tenant, job_id))
     used = db.execute("SELECT DISTINCT key FROM stage_run WHERE tenant=?", (tenant,)).fetchall()
     return sorted(keys - {row["key"] for row in used})
+
+
+def digests_named(db: sqlite3.Connection, tenant: str) -> set[str]:
+    """Every blob that a job of the tenant names, ended or not."""
+    rows = db.execute("SELECT spec FROM job WHERE tenant=?", (tenant,))
+    return {sha256 for row in rows for sha256 in digests_of(json.loads(row["spec"]))}
+
+
+def result_needed(db: sqlite3.Connection, tenant: str, key: str, folder: str) -> bool:
+    """Whether a job that has not ended has a run with this key, or a job's artifacts lie in its folder."""
+    marks = ",".join("?" * len(ACTIVE))
+    row = db.execute(
+        "SELECT 1 FROM stage_run JOIN job ON job.tenant=stage_run.tenant AND job.id=stage_run.job_id"
+        f" WHERE stage_run.tenant=? AND stage_run.key=? AND job.state IN ({marks})"
+        " UNION SELECT 1 FROM artifact WHERE tenant=? AND folder=? LIMIT 1",
+        (tenant, key, *ACTIVE, tenant, folder),
+    ).fetchone()
+    return row is not None
 
 
 def artifact_by_digest(db: sqlite3.Connection, tenant: str, sha256: str) -> ArtifactRow | None:

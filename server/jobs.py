@@ -22,6 +22,7 @@ from pu_engine.pipeline import KINDS, stage_inputs
 from punnet.errors import make_error
 from server import job_table, pool_table, publishing
 from server.blobs import BlobStore
+from server.collection import Removal, remove_file
 from server.folders import DataFolder, remove_tree
 from server.job_spec import digests_of, located, readable_paths
 from server.job_table import FINAL, ArtifactRow, Event, JobRow, NewJob
@@ -181,7 +182,26 @@ class JobEngine:
             await self._execution.discard(tenant, key)
         async with self._pinning:
             await asyncio.to_thread(remove_tree, self._data.job(tenant, job_id))
-            await asyncio.to_thread(remove_unpinned_blobs, self._blobs, tenant, digests_of(spec))
+            # What another job names is that job's too: it may be run again from its own spec.
+            named = await self._store.read(job_table.digests_named, tenant)
+            await asyncio.to_thread(remove_unpinned_blobs, self._blobs, tenant, digests_of(spec) - named)
+
+    async def remove_unneeded(self, removals: Sequence[Removal]) -> list[Removal]:
+        """Remove what a plan of `collection` lists, unless somebody has come to need it; what went."""
+        return await uninterrupted(self._remove_unneeded(removals))
+
+    async def _remove_unneeded(self, removals: Sequence[Removal]) -> list[Removal]:
+        gone = []
+        for removal in removals:
+            if removal.path is None:
+                continue
+            if removal.kind == "result":
+                removed = await self._execution.forget(removal.tenant, removal.name)
+            else:
+                async with self._pinning:
+                    removed = await asyncio.to_thread(remove_file, removal.path)
+            gone += [removal] if removed else []
+        return gone
 
     async def delete_pool(self, tenant: str, name: str) -> None:
         """Remove a pool.

@@ -13,6 +13,7 @@ import fcntl
 import ipaddress
 import logging
 import os
+import secrets
 import signal
 import socket
 import sqlite3
@@ -32,16 +33,23 @@ from server.blob_service import BlobService
 from server.blobs import BlobStore
 from server.capabilities import probe_confinement
 from server.catalogue_service import CatalogueService
+from server.collection import Bounds
+from server.collector import Collector
 from server.compression_service import CompressionService
 from server.folders import DataFolder, write_json
 from server.front import Front
 from server.intake_requests import IntakeRequests
 from server.jobs import JobEngine, Slots
 from server.logs import start_log
+from server.operator_service import OperatorService
+from server.page.access import Sessions, one_key
+from server.page.application import PageApplication
+from server.page.serving import PageRefused, PageServer, page_place
 from server.pool_service import PoolService
 from server.runners.local import LocalRunner
+from server.schema import SchemaMismatch
 from server.stage_execution import StageExecution
-from server.store import SchemaMismatch, Store
+from server.store import LOCAL_TENANT, Store
 from server.students import StudentCatalogue
 from server.watch import Watch
 
@@ -54,6 +62,8 @@ STOP_SECONDS = 1.0
 TERM_SECONDS = 2.0  # a stage that the server's end interrupts keeps its finished parts; it need not tidy up
 IDLE_CHECKS = 10
 PROBE_SECONDS = 2.0
+PAGE_KEY_BYTES = 24
+LARGEST_BOUND = 1e9
 
 
 class Refused(Exception):
@@ -70,6 +80,8 @@ class Settings:
     idle_seconds: float | None
     reflection: bool
     allow_weak_sandbox: bool
+    page: tuple[str, int] | None  # where the page listens
+    bounds: Bounds  # of what is kept
 
     @property
     def private(self) -> bool:
@@ -87,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
         with owned(settings.data):
             start_log(settings.data / "server.log")
             asyncio.run(serve(settings))
-    except (Refused, SchemaMismatch, OSError) as error:
+    except (Refused, PageRefused, SchemaMismatch, OSError) as error:
         print(f"punnet server: {error}", file=sys.stderr)
         return EXIT_REFUSED
     except sqlite3.DatabaseError as error:
@@ -111,6 +123,10 @@ def parse_settings(arguments: list[str] | None) -> Settings:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each stage")
     parser.add_argument("--cpu-slots", type=int, default=1, help="short jobs at once: inspecting, planning, ingest")
     parser.add_argument("--queued-jobs", type=int, default=8, help="jobs that may wait")
+    parser.add_argument("--page", metavar="HOST:PORT", help="also serve the read-only page there")
+    parser.add_argument("--keep-jobs-days", type=float, help="jobs go that ended so many days ago")
+    parser.add_argument("--keep-results-days", type=float, help="results of stages go, so many days after their jobs")
+    parser.add_argument("--quota-gib", type=float, help="results, then blobs of ended jobs go beyond it")
     parser.add_argument("--reflection", action="store_true")
     parser.add_argument("--allow-weak-sandbox", action="store_true")
     options = parser.parse_args(arguments)
@@ -124,6 +140,22 @@ def parse_settings(arguments: list[str] | None) -> Settings:
         idle_seconds=options.idle_seconds,
         reflection=options.reflection,
         allow_weak_sandbox=options.allow_weak_sandbox,
+        bounds=bounds_of(options),
+        page=page_place(options.page) if options.page else None,
+    )
+
+
+def bounds_of(options: argparse.Namespace) -> Bounds:
+    """How long ended work is kept, and how much; raises Refused for what is no number of days or GiB."""
+    for name in ("keep_jobs_days", "keep_results_days", "quota_gib"):
+        value = getattr(options, name)
+        if value is not None and not 0 <= value < LARGEST_BOUND:
+            raise Refused(f"--{name.replace('_', '-')} must be from 0 to below {LARGEST_BOUND:g}, got {value}.")
+    quota = options.quota_gib
+    return Bounds(
+        job_days=options.keep_jobs_days,
+        result_days=options.keep_results_days,
+        quota_bytes=None if quota is None else int(quota * 2**30),
     )
 
 
@@ -225,6 +257,7 @@ class Server:
             watch=self._watch,
             slots=settings.slots,
         )
+        self._collector = Collector(store=self._store, data=data, engine=self._engine, bounds=settings.bounds)
         students = StudentCatalogue(settings.data / "students")
         intake = IntakeRequests(self._blobs)
         self._blob_service = BlobService(self._blobs, self._store, data)
@@ -241,8 +274,16 @@ class Server:
             blob=self._blob_service,
             pool=PoolService(self._engine, self._store),
             catalogue=CatalogueService(self._engine, students, intake),
+            operator=OperatorService(self._collector),
             reflection=settings.reflection,
         )
+        self._keeping: asyncio.Task[None] | None = None
+        self._page_key = secrets.token_urlsafe(PAGE_KEY_BYTES)
+        sessions = Sessions(one_key(self._page_key, LOCAL_TENANT))
+        self._page = PageApplication(
+            store=self._store, data=data, blobs=self._blobs, watch=self._watch, sessions=sessions
+        )
+        self._page_server = PageServer(self._page.asgi())
 
     async def start(self) -> None:
         """Recover what an earlier server left, open the port, say so in server.json."""
@@ -257,9 +298,22 @@ class Server:
         if not self._settings.private:
             address = f"{address.rpartition(':')[0]}:{port}"
         self._engine.start()
+        self._keeping = asyncio.create_task(self._collector.keep_bounds(), name="collector")
         ready = {"address": address, "pid": os.getpid(), "version": __version__}
-        await asyncio.to_thread(write_json, self._settings.data / "server.json", ready)
+        key = {}
+        if self._settings.page:
+            ready["page"] = await self._open_page(*self._settings.page)
+            key = {"page_key": self._page_key}  # for this user alone: the file is not readable by others
+        await asyncio.to_thread(write_json, self._settings.data / "server.json", ready | key)
         log.info("ready", extra=ready)
+
+    async def _open_page(self, host: str, port: int) -> str:
+        """The page's address."""
+        try:
+            port = await self._page_server.open(host, port)
+        except OSError as error:
+            raise Refused(f"--page {host}:{port} can't be bound: {error.strerror}.") from error
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
     async def until(self, stop: asyncio.Event) -> None:
         """Until the signal, or until nobody called and nothing ran for the idle time."""
@@ -270,7 +324,7 @@ class Server:
         busy_at = time.monotonic()
         while not stop.is_set():
             calls = self._front.calls
-            if calls.running or not self._engine.idle():
+            if calls.running or self._page.streams or not self._engine.idle():
                 busy_at = time.monotonic()
             if time.monotonic() - max(busy_at, calls.last_end) >= idle:
                 log.info("idle", extra={"seconds": idle})
@@ -285,8 +339,11 @@ class Server:
         self._blob_service.draining = True
         self._runner.term_seconds = TERM_SECONDS
         await self._front.health.enter_graceful_shutdown()
+        if self._keeping is not None:
+            self._keeping.cancel()
         ending = asyncio.create_task(self._engine.shutdown())
         await self._watch.drain()
+        await self._page_server.close()
         # Stopping the server cuts a watcher off whose UNAVAILABLE is not yet sent: it would see CANCELLED.
         await self._front.calls.ended(CALLS_END_SECONDS)
         await self._front.server.stop(STOP_SECONDS)

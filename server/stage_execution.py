@@ -28,6 +28,7 @@ from server.job_table import (
     key_finished,
     key_used,
     put_run,
+    result_needed,
     runs_of,
     set_process,
 )
@@ -106,6 +107,15 @@ class StageExecution:
         async with self._lock(tenant, key):
             if not await self._store.read(key_used, tenant, key):
                 await asyncio.to_thread(remove_tree, self._data.stage(tenant, key))
+
+    async def forget(self, tenant: str, key: str) -> bool:
+        """Remove a result to save space, unless a job that has not ended needs it or artifacts lie in it."""
+        folder = self._data.stage(tenant, key)
+        async with self._lock(tenant, key):
+            if await self._store.read(result_needed, tenant, key, self._data.relative(folder / "out")):
+                return False
+            await asyncio.to_thread(remove_tree, folder)
+            return True
 
     def _lock(self, tenant: str, key: str) -> asyncio.Lock:
         """One lock for all who hold it or wait for it; it goes with the last of them."""

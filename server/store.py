@@ -1,7 +1,7 @@
 """The SQLite database of one data folder: one writer thread, one reader thread, transactions.
 
 Every table and unique key carries the tenant, so that a shared server needs no new schema. What is asked of the
-tables stands in `job_table` and `pool_table`.
+tables stands in `job_table` and `pool_table`, the tables themselves in `schema`.
 """
 
 from __future__ import annotations
@@ -14,84 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
-SCHEMA_VERSION = 2
+from server.schema import bring_up_to_date
+
 BUSY_MILLISECONDS = 5000
 LOCAL_TENANT = "local"  # a private server has one
-
-SCHEMA = """
-CREATE TABLE job (
-    tenant TEXT NOT NULL,
-    id TEXT NOT NULL,
-    kind TEXT NOT NULL,
-    request_id TEXT,
-    request_hash TEXT NOT NULL,
-    spec TEXT NOT NULL,
-    state TEXT NOT NULL,
-    created INTEGER NOT NULL,
-    started INTEGER,
-    ended INTEGER,
-    epoch INTEGER NOT NULL DEFAULT 0,
-    error TEXT,
-    PRIMARY KEY (tenant, id),
-    UNIQUE (tenant, request_id)
-) STRICT;
-CREATE INDEX job_by_state ON job (state, created);
-CREATE INDEX job_by_age ON job (tenant, created, id);
-CREATE TABLE stage_run (
-    tenant TEXT NOT NULL,
-    job_id TEXT NOT NULL,
-    name TEXT NOT NULL,
-    attempt INTEGER NOT NULL,
-    state TEXT NOT NULL,
-    key TEXT NOT NULL,
-    pid INTEGER,
-    pid_start INTEGER,
-    seconds REAL NOT NULL DEFAULT 0,
-    peak_memory_bytes INTEGER NOT NULL DEFAULT 0,
-    PRIMARY KEY (tenant, job_id, name, attempt),
-    FOREIGN KEY (tenant, job_id) REFERENCES job (tenant, id) ON DELETE CASCADE
-) STRICT;
-CREATE INDEX stage_run_by_key ON stage_run (tenant, key);
-CREATE TABLE event (
-    tenant TEXT NOT NULL,
-    job_id TEXT NOT NULL,
-    seq INTEGER NOT NULL,
-    time INTEGER NOT NULL,
-    kind TEXT NOT NULL,
-    body TEXT NOT NULL,
-    PRIMARY KEY (tenant, job_id, seq),
-    FOREIGN KEY (tenant, job_id) REFERENCES job (tenant, id) ON DELETE CASCADE
-) STRICT, WITHOUT ROWID;
-CREATE TABLE artifact (
-    tenant TEXT NOT NULL,
-    job_id TEXT NOT NULL,
-    path TEXT NOT NULL,
-    sha256 TEXT NOT NULL,
-    size INTEGER NOT NULL,
-    reproducible INTEGER NOT NULL,
-    folder TEXT NOT NULL,
-    PRIMARY KEY (tenant, job_id, path),
-    FOREIGN KEY (tenant, job_id) REFERENCES job (tenant, id) ON DELETE CASCADE
-) STRICT;
-CREATE INDEX artifact_by_digest ON artifact (tenant, sha256);
-CREATE TABLE pool (
-    tenant TEXT NOT NULL,
-    name TEXT NOT NULL,
-    job_id TEXT NOT NULL,
-    ready INTEGER NOT NULL,
-    images INTEGER NOT NULL,
-    bad_images INTEGER NOT NULL,
-    duplicates INTEGER NOT NULL,
-    near_duplicates INTEGER NOT NULL,
-    shards INTEGER NOT NULL,
-    size INTEGER NOT NULL,
-    short_side INTEGER NOT NULL,
-    quality INTEGER NOT NULL,
-    sha256 TEXT NOT NULL,
-    created INTEGER NOT NULL,
-    PRIMARY KEY (tenant, name, sha256)
-) STRICT;
-"""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -102,10 +28,6 @@ def now_microseconds() -> int:
     return time.time_ns() // 1000
 
 
-class SchemaMismatch(Exception):
-    """Another version of the server wrote this data folder."""
-
-
 class Store:
     """Runs functions on the database's connections; each `write` is one transaction."""
 
@@ -113,7 +35,7 @@ class Store:
         self._write_thread = ThreadPoolExecutor(1, thread_name_prefix="store-write")
         self._read_thread = ThreadPoolExecutor(1, thread_name_prefix="store-read")
         self._writer = self._write_thread.submit(_open, path).result()
-        self._write_thread.submit(_create, self._writer).result()
+        self._write_thread.submit(bring_up_to_date, self._writer, path.parent).result()
         self._reader = self._read_thread.submit(_open, path).result()
 
     async def write(
@@ -145,20 +67,15 @@ class Store:
 def _open(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=True)
     connection.row_factory = sqlite3.Row
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={BUSY_MILLISECONDS}", "foreign_keys=ON"):
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        f"busy_timeout={BUSY_MILLISECONDS}",
+        "foreign_keys=ON",
+        "secure_delete=ON",
+    ):
         connection.execute(f"PRAGMA {pragma}")
     return connection
-
-
-def _create(connection: sqlite3.Connection) -> None:
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version == 0:
-        connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
-    elif version != SCHEMA_VERSION:
-        raise SchemaMismatch(
-            f"the data folder has schema {version}; this server reads schema {SCHEMA_VERSION}. "
-            "Start the version of Punnet that wrote it, or use another data folder."
-        )
 
 
 def _in_transaction(connection: sqlite3.Connection, work: Callable[[], T]) -> T:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from punnet.errors import make_error
 from punnet.v1 import compression_pb2, job_pb2
+from server.curve import LiveCurve, Point
 from server.job_message import event_message, job_message
 from server.job_table import FINAL, Event, JobRow, events_after, job_by_id
 from server.store import Store
@@ -29,6 +30,7 @@ class Feed:
     last_seq: int = 0
     tick: job_pb2.StageStatus | None = None
     ticks: int = 0
+    curve: LiveCurve = field(default_factory=LiveCurve)
     watchers: int = 0
     ended: bool = False
 
@@ -64,12 +66,21 @@ class Watch:
         """The newest progress of the running stage."""
         feed = self._feeds.setdefault(job, Feed())
         feed.tick, feed.ticks = tick, feed.ticks + 1
+        metrics = tick.progress.metrics
+        if "loss" in metrics:
+            agreement = metrics.get("held_out_agreement")
+            feed.curve.add(Point(step=int(tick.progress.done), loss=metrics["loss"], agreement=agreement))
         await self._wake(feed)
 
     def tick(self, job: tuple[str, str]) -> job_pb2.StageStatus | None:
         """The newest progress, if the job runs."""
         feed = self._feeds.get(job)
         return feed.tick if feed else None
+
+    def curve(self, job: tuple[str, str]) -> Sequence[Point]:
+        """The curve of the training that runs, as far as this server has seen it."""
+        feed = self._feeds.get(job)
+        return feed.curve.points if feed else ()
 
     async def drain(self) -> None:
         """Send every watcher away: the server goes down."""

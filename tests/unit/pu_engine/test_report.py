@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pu_engine import ingest, report, report_data, report_page
+from pu_engine import ingest, report, report_data, report_page, verification
 from pu_engine.fact_types import Latency
 from pu_engine.jsonform import to_json
 from pu_engine.pool import pool_folder
 from pu_engine.pool_types import IngestInputs
 from pu_engine.progress import SilentProgress
-from pu_engine.report_samples import SelectionRows, class_rows, shown_classes
+from pu_engine.report_samples import SelectionRows, class_rows, shown_answers, shown_classes
 from pu_engine.results import build_manifest, file_sha256
 from pu_engine.score_types import Int8Trial, Precision, Scores
 from pu_engine.thumbnails import thumbnail
@@ -164,6 +164,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> ReportInputs:
     gathering.mkdir()
     np.save(gathering / "labelled.images.npy", np.zeros((6, 8, 8, 1), np.uint8))
     np.save(gathering / "labelled.labels.npy", np.array([0, 1, 2, 0, 1, 2]))
+    np.save(gathering / "held_out.images.npy", np.zeros((20, 8, 8, 1), np.uint8))
+    np.save(gathering / "held_out.labels.npy", np.arange(20) % 3)
+    right = np.eye(3, dtype=np.float32)[np.arange(20) % 3]
+    np.save(gathering / "held_out.targets.npy", np.stack([right, right], axis=1))
+    verified = root / "verification"
+    verified.mkdir()
+    np.save(verified / report.HELD_OUT_ANSWERS, np.where(np.arange(20) == 7, 0, np.arange(20) % 3))
     curve = [{"step": s, "loss": 1 / s, "learning_rate": 0.1, "held_out_agreement": 0.5} for s in (1.0, 2.0)]
     write_files(
         distillation,
@@ -189,7 +196,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> ReportInputs:
         gathering=finished(gathering, TRAINING_SET),
         distillation=finished(distillation, STUDENT),
         export=finished(export, variants),
-        verification=finished(root / "verification", VERDICTS),
+        verification=finished(verified, VERDICTS),
         pool=write_pool(root),
         images=LabelledImages(),
     )
@@ -225,6 +232,25 @@ def test_artifacts_are_the_stages_files_byte_for_byte(folder: Path, inputs: Repo
         assert (folder / name).read_bytes() == (Path(inputs.distillation.path) / name).read_bytes()
     selection = (Path(inputs.selection.path) / "selection.parquet").read_bytes()
     assert (folder / "selection.parquet").read_bytes() == selection
+
+
+def test_samples_are_there_as_data_with_both_answers_to_held_out_images(folder: Path) -> None:
+    samples = json.loads((folder / "samples.json").read_text())
+    assert [c["name"] for c in samples["classes"]] == list(TEACHER.class_names)
+    assert len(samples["classes"][0]["best"]) == 4
+    assert len(samples["held_out"]) == 20
+    first = samples["held_out"][0]  # where the two differ
+    assert (first["label"], first["teacher"], first["student"]) == (HOSTILE, HOSTILE, "0")
+    assert first["source"].startswith("data:image/png;base64,")
+
+
+def test_answers_that_differ_come_first_then_those_that_are_wrong() -> None:
+    labels, teacher = np.array([0, 1, 2, 0]), np.array([0, 1, 1, 0])
+    assert shown_answers(labels, teacher, np.array([0, 0, 1, 0])) == (1, 2, 0, 3)
+
+
+def test_the_verification_writes_the_answers_under_the_name_that_the_report_reads() -> None:
+    assert report.HELD_OUT_ANSWERS == verification.HELD_OUT_ANSWERS
 
 
 def test_the_log_has_each_stage_with_its_warnings(folder: Path, data: dict[str, Any]) -> None:

@@ -12,7 +12,8 @@ from punnet.errors import PunnetError
 from server import job_table, pool_table
 from server.job_table import ArtifactRow, JobRow, NewJob, StageRun
 from server.pool_table import PoolRow
-from server.store import SchemaMismatch, Store
+from server.schema import SchemaMismatch
+from server.store import Store
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""The read-only page: what runs, what came of it, and its files."""
