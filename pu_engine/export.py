@@ -1,12 +1,12 @@
-"""Stage export: the trained student as ONNX, and as an engine for each target that needs one."""
+"""Stage export: the trained student as ONNX."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from exporters import rtx_engine
 from exporters.errors import ExportError
+from exporters.targets import targets
 from exporters.torch_to_onnx import export_onnx
 from pu_engine.errors import EngineError
 from pu_engine.jsonform import to_json
@@ -15,43 +15,31 @@ from pu_engine.student_files import load_student
 from pu_engine.types import ExportInputs, ExportOptions, StudentSpec, Variant, Variants
 
 ONNX = "student.onnx"
-TARGETS = ("cpu", "rtx")
-RTX_CAPABILITIES = ("SM86", "SM89", "SM120")  # RTX 30, 40 and 50; SM75 compiles no fp32 matrix product
-RTX_NAME = "rtx-sm86-sm89-sm120"
 MAX_BATCH_LIMIT = 1024
 
 
 def run(inputs: ExportInputs, out: Path, progress: Progress) -> Variants:
-    """Write `student.onnx` always, and the engine of each target asked for; what can't be built is a warning.
+    """Write `student.onnx`.
 
     Raises:
         EngineError: REQUEST_INVALID for an unknown target or batch; EXPORT_FAILED where there is no ONNX.
     """
     options = inputs.export
     check_options(options)
-    total = 1 + ("rtx" in options.targets)
-    progress.update(0, total, "variant")
-    variants = [_onnx_variant(Path(inputs.distillation.path), out, options.max_batch)]
-    progress.update(1, total, "variant")
-    warnings: list[str] = []
-    if "rtx" in options.targets:
-        try:
-            variants.append(_rtx_variant(out, options.max_batch))
-        except ExportError as error:
-            warnings.append(f"No engine for the target rtx: {error.message} {error.remedy}")
-            progress.warn(warnings[-1])
-        progress.update(total, total, "variant")
-    return Variants(variants=tuple(variants), warnings=tuple(warnings))
+    progress.update(0, 1, "variant")
+    variants = (_onnx_variant(Path(inputs.distillation.path), out, options.max_batch),)
+    progress.update(1, 1, "variant")
+    return Variants(variants=variants)
 
 
 def check_options(options: ExportOptions) -> None:
     """Refuse targets and batches that no variant can meet."""
-    unknown = [target for target in options.targets if target not in TARGETS]
+    unknown = [target for target in options.targets if target not in targets()]
     if unknown:
         raise EngineError(
             "REQUEST_INVALID",
             f"There is no export target {unknown[0]!r}.",
-            f"Choose from {', '.join(TARGETS)}.",
+            f"Choose from {', '.join(targets())}.",
             target=unknown[0],
         )
     if not 1 <= options.max_batch <= MAX_BATCH_LIMIT:
@@ -92,31 +80,6 @@ def _onnx_variant(student: Path, out: Path, max_batch: int) -> Variant:
             "opset": str(facts.opset),
             "nodes": str(facts.nodes),
             "batch_norms": str(facts.batch_norms),
-            "max_batch": str(max_batch),
-        },
-    )
-
-
-def _rtx_variant(out: Path, max_batch: int) -> Variant:
-    lacking = rtx_engine.missing()
-    if lacking:
-        raise ExportError(f"{lacking}.", "The ONNX file is not affected.")
-    name = f"student.{RTX_NAME}.engine"
-    facts = rtx_engine.build_engine(out / ONNX, out / name, capabilities=RTX_CAPABILITIES, max_batch=max_batch)
-    return Variant(
-        name=RTX_NAME,
-        path=name,
-        target="rtx",
-        format="tensorrt_rtx",
-        precision="fp32",
-        size=facts.size,
-        sha256=facts.sha256,
-        seconds=facts.seconds,
-        reproducible=False,
-        details={
-            "capabilities": ",".join(facts.capabilities),
-            "profile": "/".join(str(batch) for batch in facts.profile),
-            "tensorrt_rtx": facts.version,
             "max_batch": str(max_batch),
         },
     )

@@ -39,6 +39,7 @@ LABELLED_COPIES = 3
 FLOAT32_BYTES, FLOAT64_BYTES = 4, 8
 EXPORT_SECONDS, EXPORT_BYTES = 15.0, 700 * MIB
 VERIFICATION_SECONDS, VERIFICATION_BYTES = 8.0, 500 * MIB
+BUNDLING_SECONDS, BUNDLING_BYTES = 6.0, 500 * MIB
 REPORT_SECONDS, REPORT_BYTES = 4.0, 200 * MIB
 
 
@@ -110,6 +111,7 @@ def estimate_stages(
         ),
         ("export", EXPORT_SECONDS, EXPORT_BYTES, fixed),
         ("verification", VERIFICATION_SECONDS, VERIFICATION_BYTES, fixed),
+        ("bundling", BUNDLING_SECONDS, BUNDLING_BYTES, fixed),
         ("report", REPORT_SECONDS, REPORT_BYTES, fixed),
     )  # fmt: skip
     return tuple(

@@ -296,6 +296,7 @@ class Student:
 class ExportOptions:
     targets: tuple[str, ...] = ("cpu", "rtx")
     max_batch: int = 64
+    parity_images: str = "pool"  # pool | generated | own: those that a bundle carries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,7 +311,7 @@ class ExportInputs:
 class Variant:
     """An exported file."""
 
-    name: str  # fp32 | rtx-sm86-sm89-sm120
+    name: str  # fp32; of engines rtx-sm86-sm89-sm120
     path: str
     target: str
     format: str  # onnx | tensorrt_rtx
@@ -376,6 +377,7 @@ class ReportInputs:
     distillation: Folder
     export: Folder
     verification: Folder
+    bundling: Folder
     pool: Folder
     images: LabelledImages
     threads: int = 1

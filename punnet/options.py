@@ -60,6 +60,7 @@ class CompressOptions(InspectOptions, total=False):
     radius: float
     targets: Sequence[str]
     max_batch: int
+    parity_images: str  # pool | generated | own
     validate_only: bool
 
 
@@ -99,7 +100,11 @@ _FIELDS: Mapping[type[Message], Mapping[str, str]] = {
         "class_weights": "class_weights",
         "radius": "radius",
     },
-    options_pb2.ExportOptions: {"targets": "targets", "max_batch": "max_batch"},
+    options_pb2.ExportOptions: {
+        "targets": "targets",
+        "max_batch": "max_batch",
+        "parity_images": "parity_images",
+    },
 }
 # Keyword -> enum and the prefix of its values.
 _ENUMS: Mapping[str, tuple[_Enum, str]] = {
@@ -109,6 +114,7 @@ _ENUMS: Mapping[str, tuple[_Enum, str]] = {
     "score": (options_pb2.Score, "SCORE_"),
     "rule": (options_pb2.SelectionRule, "SELECTION_RULE_"),
     "class_weights": (options_pb2.ClassWeights, "CLASS_WEIGHTS_"),
+    "parity_images": (options_pb2.ParityImages, "PARITY_IMAGES_"),
 }
 # Numbers for which 0 means something of its own; for the others the contract reads 0 as "left out".
 _ZERO_COUNTS = frozenset({"label_weight", "threshold", "seed"})

@@ -40,6 +40,11 @@ WEIGHTS = {
     options_pb2.CLASS_WEIGHTS_CHI2: "chi2",
     options_pb2.CLASS_WEIGHTS_KL: "kl",
 }
+PARITY_IMAGES = {
+    options_pb2.PARITY_IMAGES_POOL: "pool",
+    options_pb2.PARITY_IMAGES_GENERATED: "generated",
+    options_pb2.PARITY_IMAGES_OWN: "own",
+}
 
 SHRINK_QUALITY = 90
 
@@ -76,7 +81,11 @@ def compression_spec(request: compression_pb2.CompressRequest, pool_sha256: str 
         )
         # Zero is a value here: no cross-entropy on the labelled images.
         | ({"label_weight": distillation.label_weight} if distillation.HasField("label_weight") else {}),
-        "export": _set_fields(targets=list(export.targets), max_batch=export.max_batch),
+        "export": _set_fields(
+            targets=list(export.targets),
+            max_batch=export.max_batch,
+            parity_images=PARITY_IMAGES.get(export.parity_images),
+        ),
     }
     if selection.rule == options_pb2.SELECTION_RULE_THRESHOLD:
         groups["selection"]["threshold"] = selection.threshold
