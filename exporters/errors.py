@@ -1,4 +1,4 @@
-"""The exporters' own exception; its code stands in the error table of the package that uses them."""
+"""The exporters' own exceptions; the code of each stands in the error table of the package that uses them."""
 
 from __future__ import annotations
 
@@ -22,3 +22,7 @@ class ExportError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} {self.remedy}"
+
+
+class BuildCancelledError(Exception):
+    """The build was asked to stop, and its process is gone."""

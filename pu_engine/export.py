@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from exporters import rtx_engine
-from exporters.errors import ExportError
+from exporters.targets import targets
 from pu_engine.errors import EngineError
 from pu_engine.progress import Progress
-from pu_engine.types import ExportInputs, ExportOptions, Variant, Variants
+from pu_engine.types import ExportInputs, ExportOptions, Variants
 from pu_engine.variants import FILES, write_variants
 
-TARGETS = ("cpu", "rtx")
-RTX_CAPABILITIES = ("SM86", "SM89", "SM120")  # RTX 30, 40 and 50; SM75 compiles no fp32 matrix product
-RTX_NAME = "rtx-sm86-sm89-sm120"
 MAX_BATCH_LIMIT = 1024
 
 
 def run(inputs: ExportInputs, out: Path, progress: Progress) -> Variants:
-    """Write `student.onnx` always, its other precisions, and engines; what can't be made is a warning.
+    """Write `student.onnx` always, and its other precisions; what can't be made is a warning.
 
     Raises:
         EngineError: REQUEST_INVALID for an unknown target or batch; EXPORT_FAILED where there is no ONNX.
@@ -26,18 +22,15 @@ def run(inputs: ExportInputs, out: Path, progress: Progress) -> Variants:
     options = inputs.export
     check_options(options)
     variants, warnings = write_variants(inputs, out, progress)
-    if "rtx" in options.targets:
-        try:
-            variants.append(_rtx_variant(out, options))
-        except ExportError as error:
-            warnings.append(f"No engine for the target rtx: {error.message} {error.remedy}")
-            progress.warn(warnings[-1])
     return Variants(variants=tuple(variants), warnings=tuple(warnings))
 
 
 def check_options(options: ExportOptions) -> None:
     """Refuse targets, variants, batches and budgets that nothing can meet."""
-    for what, asked, known in (("target", options.targets, TARGETS), ("variant", options.variants, tuple(FILES))):
+    for what, asked, known in (
+        ("target", options.targets, tuple(targets())),
+        ("variant", options.variants, tuple(FILES)),
+    ):
         for name in asked:
             if name not in known:
                 raise EngineError(
@@ -61,31 +54,3 @@ def check_options(options: ExportOptions) -> None:
             "Give the share of right answers that int8 may lose, for instance 0.006.",
             accuracy_budget=options.accuracy_budget,
         )
-
-
-def _rtx_variant(out: Path, options: ExportOptions) -> Variant:
-    max_batch = options.max_batch
-    if options.batch is not None:
-        raise ExportError(f"The ONNX file has the fixed batch {options.batch}.", "Leave the batch free for an engine.")
-    lacking = rtx_engine.missing()
-    if lacking:
-        raise ExportError(f"{lacking}.", "The ONNX file is not affected.")
-    name = f"student.{RTX_NAME}.engine"
-    facts = rtx_engine.build_engine(out / FILES["fp32"], out / name, capabilities=RTX_CAPABILITIES, max_batch=max_batch)
-    return Variant(
-        name=RTX_NAME,
-        path=name,
-        target="rtx",
-        format="tensorrt_rtx",
-        precision="fp32",
-        size=facts.size,
-        sha256=facts.sha256,
-        seconds=facts.seconds,
-        reproducible=False,
-        details={
-            "capabilities": ",".join(facts.capabilities),
-            "profile": "/".join(str(batch) for batch in facts.profile),
-            "tensorrt_rtx": facts.version,
-            "max_batch": str(max_batch),
-        },
-    )

@@ -12,8 +12,10 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+TARGETS_FILE = Path(__file__).resolve().parents[1] / "exporters" / "targets.json"
 ENGINE_VERSION = "0.1.0"
 VERSIONED_PACKAGES = (
     "numpy",
@@ -112,11 +114,18 @@ VERIFICATION = Stage(
     needs=("intake", "gathering", "distillation", "export"),
     profile="model",
 )
+BUNDLING = Stage(
+    name="bundling",
+    module="pu_engine.bundling",
+    schema=1,
+    needs=("gathering", "distillation", "export", "verification"),
+    reads=("export.targets", "export.max_batch", "export.parity_images"),
+)
 REPORT = Stage(
     name="report",
     module="pu_engine.report",
     schema=2,
-    needs=("intake", "scoring", "selection", "gathering", "distillation", "export", "verification"),
+    needs=("intake", "scoring", "selection", "gathering", "distillation", "export", "verification", "bundling"),
     reads=("pool", "images"),
 )
 INSPECTION = Stage(
@@ -137,7 +146,7 @@ POOL_VERIFICATION = Stage(
 )
 POOL_PAGE = Stage(name="pool_page", module="pu_engine.pool_page", schema=1, reads=("pool",))
 
-COMPRESS = (INTAKE, SCORING, BUDGET, SELECTION, GATHERING, DISTILLATION, EXPORT, VERIFICATION, REPORT)
+COMPRESS = (INTAKE, SCORING, BUDGET, SELECTION, GATHERING, DISTILLATION, EXPORT, VERIFICATION, BUNDLING, REPORT)
 KINDS: Mapping[str, tuple[Stage, ...]] = {
     "compress": COMPRESS,
     "validate": (INTAKE, INSPECTION),
@@ -148,6 +157,12 @@ KINDS: Mapping[str, tuple[Stage, ...]] = {
     "describe_pool": (POOL_PAGE,),
 }
 STAGES: Mapping[str, Stage] = {s.name: s for stages in KINDS.values() for s in stages}
+
+
+def export_targets() -> dict[str, Any]:
+    """The targets as their one file lists them: name -> device, runtime, capabilities, variants."""
+    rows: dict[str, Any] = json.loads(TARGETS_FILE.read_text())
+    return rows
 
 
 def stage_inputs(stage: Stage, spec: Mapping[str, Any], folders: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:

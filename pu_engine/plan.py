@@ -42,6 +42,7 @@ LABELLED_COPIES = 3
 FLOAT32_BYTES, FLOAT64_BYTES = 4, 8
 EXPORT_SECONDS, EXPORT_BYTES = 15.0, 700 * MIB
 VERIFICATION_SECONDS, VERIFICATION_BYTES = 8.0, 500 * MIB
+BUNDLING_SECONDS, BUNDLING_BYTES = 6.0, 500 * MIB
 REPORT_SECONDS, REPORT_BYTES = 4.0, 200 * MIB
 # Of accuracy, for twice the steps: CIFAR-10, from 1,500 to 6,000 steps 8 to 10 points, by the kind of picks.
 POINTS_A_DOUBLING = 4.5
@@ -123,6 +124,7 @@ def estimate_stages(
         ),
         ("export", EXPORT_SECONDS, EXPORT_BYTES, fixed),
         ("verification", VERIFICATION_SECONDS, VERIFICATION_BYTES, fixed),
+        ("bundling", BUNDLING_SECONDS, BUNDLING_BYTES, fixed),
         ("report", REPORT_SECONDS, REPORT_BYTES, fixed),
     )  # fmt: skip
     return tuple(

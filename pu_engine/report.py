@@ -70,7 +70,10 @@ def run(inputs: ReportInputs, out: Path, progress: Progress) -> Report:
 
 def copy_artifacts(inputs: ReportInputs, results: Results, out: Path) -> tuple[str, ...]:
     """Copy the files of earlier stages that are handed out; their names in `out`."""
-    sources = {v.path: Path(inputs.export.path) / v.path for v in passed_variants(results)}
+    engines = {v.path for v in results.bundles.engines}
+    homes = {v.path: inputs.bundling if v.path in engines else inputs.export for v in passed_variants(results)}
+    sources = {name: Path(home.path) / name for name, home in homes.items()}
+    sources |= {b.path: Path(inputs.bundling.path) / b.path for b in results.bundles.bundles}
     sources |= {name: Path(inputs.distillation.path) / name for name in STUDENT_FILES}
     sources[SELECTION_FILE] = Path(inputs.selection.path) / SELECTION_FILE
     for name, source in sources.items():
@@ -140,7 +143,7 @@ def draw(results: Results, rows: SelectionRows, curve: Path, font_cache: Path) -
 
 
 def downloads(results: Results) -> list[Download]:
-    """Rows of the table of files: the models, the recommended one first."""
+    """Rows of the table of files: the models, the recommended one first, and the bundles."""
     verified = verified_variants(results.verdicts)
     rows = [
         Download(
@@ -154,7 +157,19 @@ def downloads(results: Results) -> list[Download]:
         )
         for v in passed_variants(results)
     ]
-    return sorted(rows, key=lambda row: not row.recommended)
+    bundles = [
+        Download(
+            path=b.path,
+            use=f"{b.device}: all that it needs, to unpack and follow README.md",
+            precision=", ".join(b.variants),
+            size=b.size,
+            sha256=b.sha256,
+            recommended=False,
+            verified=True,
+        )
+        for b in results.bundles.bundles
+    ]
+    return [*sorted(rows, key=lambda row: not row.recommended), *bundles]
 
 
 def _class_samples(

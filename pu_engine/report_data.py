@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pu_engine.bundle_types import Bundles
 from pu_engine.fact_types import Latency
 from pu_engine.jsonform import to_json
 from pu_engine.pool_types import Pool
@@ -25,7 +26,7 @@ from pu_engine.types import (
     Verdicts,
 )
 
-STAGE_NAMES = ("intake", "scoring", "selection", "gathering", "distillation", "export", "verification")
+STAGE_NAMES = ("intake", "scoring", "selection", "gathering", "distillation", "export", "verification", "bundling")
 CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -40,6 +41,7 @@ class Results:
     student: Student
     variants: Variants
     verdicts: Verdicts
+    bundles: Bundles
     pool: Pool
     manifests: Mapping[str, Mapping[str, Any]]
 
@@ -66,6 +68,7 @@ def read_results(inputs: ReportInputs, pool: Pool) -> Results:
         student=load(Student, inputs.distillation.path),
         variants=load(Variants, inputs.export.path),
         verdicts=load(Verdicts, inputs.verification.path),
+        bundles=load(Bundles, inputs.bundling.path),
         pool=pool,
         manifests={name: read_manifest(Path(getattr(inputs, name).path)) for name in STAGE_NAMES},
     )
@@ -82,9 +85,9 @@ def verified_variants(verdicts: Verdicts) -> frozenset[str]:
 
 
 def passed_variants(results: Results) -> tuple[Variant, ...]:
-    """The variants to hand out."""
+    """The variants to hand out; engines are made of such only."""
     withheld = withheld_variants(results.verdicts)
-    return tuple(v for v in results.variants.variants if v.name not in withheld)
+    return (*(v for v in results.variants.variants if v.name not in withheld), *results.bundles.engines)
 
 
 def speed(latencies: Sequence[Latency], recommended: str) -> Speed | None:
@@ -122,6 +125,7 @@ def report_json(results: Results) -> dict[str, Any]:
         "verdicts": to_json(results.verdicts.verdicts),
         "latencies": to_json(results.verdicts.latencies),
         "variants": _variants_json(results),
+        "bundles": to_json(results.bundles.bundles),
         "warnings": list(warnings_of(results)),
         "conditions": conditions(results),
     }
@@ -129,7 +133,7 @@ def report_json(results: Results) -> dict[str, Any]:
 
 def warnings_of(results: Results) -> tuple[str, ...]:
     """Every stage's warnings, in the order of the stages, each once."""
-    sources = (results.teacher, results.scores, results.selection, results.variants, results.verdicts)
+    sources = (results.teacher, results.scores, results.selection, results.variants, results.verdicts, results.bundles)
     texts = (text for source in sources for text in source.warnings)
     return tuple(dict.fromkeys((*texts, *parity_warnings(results.training_set))))
 
@@ -244,5 +248,5 @@ def _variants_json(results: Results) -> list[dict[str, Any]]:
             "withheld": v.name in withheld,
             "recommended": v.name == results.verdicts.recommended,
         }
-        for v in results.variants.variants
+        for v in (*results.variants.variants, *results.bundles.engines)
     ]

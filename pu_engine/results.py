@@ -23,6 +23,8 @@ UNREPRODUCIBLE_SUFFIXES = (
     "samples.json",
     "plan.json",
     "inspection.json",
+    "bundle-android.zip",  # its .ort files: see exporters.ort_format
+    "bundle-ios.zip",
 )
 
 

@@ -320,6 +320,7 @@ class ExportOptions:
     softmax: bool = False  # probabilities out
     batch: int | None = None  # None: free
     accuracy_budget: float = 0.006  # share of right answers that int8 may lose
+    parity_images: str = "pool"  # pool | generated | own: those that a bundle carries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -334,7 +335,7 @@ class ExportInputs:
 class Variant:
     """An exported file."""
 
-    name: str  # fp32 | fp16 | int8-cpu | int8-trt | rtx-sm86-sm89-sm120
+    name: str  # fp32 | fp16 | int8-cpu | int8-trt; of engines rtx-sm86-sm89-sm120
     path: str
     target: str
     format: str  # onnx | tensorrt_rtx
@@ -412,6 +413,7 @@ class ReportInputs:
     distillation: Folder
     export: Folder
     verification: Folder
+    bundling: Folder
     pool: Folder
     images: LabelledImages
     threads: int = 1

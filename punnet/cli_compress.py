@@ -63,6 +63,7 @@ def compress(
     taps: o.Taps = None,
     targets: o.Targets = None,
     max_batch: o.MaxBatch = None,
+    parity_images: o.ParityImages = None,
     seed: o.Seed = None,
     validate_only: Annotated[bool, typer.Option("--validate-only", help="Run intake and the checks only.")] = False,
     request_id: o.RequestId = None,

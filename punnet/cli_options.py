@@ -249,10 +249,22 @@ Train = Annotated[
 
 Targets = Annotated[
     list[str] | None,
-    typer.Option("--target", rich_help_panel=_RESULT, help="cpu and rtx unless stated; may be repeated."),
+    typer.Option(
+        "--target",
+        rich_help_panel=_RESULT,
+        help="cpu and rtx unless stated; may be repeated. `punnet doctor` lists them.",
+    ),
 ]
 MaxBatch = Annotated[
     int | None, typer.Option("--max-batch", rich_help_panel=_RESULT, help="Largest batch of engines [64].")
+]
+ParityImages = Annotated[
+    str | None,
+    typer.Option(
+        "--parity-images",
+        rich_help_panel=_RESULT,
+        help=_choice("parity_images", "Those that a bundle carries, `own` being your labelled ones"),
+    ),
 ]
 
 

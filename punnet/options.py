@@ -75,6 +75,7 @@ class CompressOptions(InspectOptions, total=False):
     compiled: bool
     targets: Sequence[str]
     max_batch: int
+    parity_images: str  # pool | generated | own
     validate_only: bool
 
 
@@ -127,7 +128,11 @@ _FIELDS: Mapping[type[Message], Mapping[str, str]] = {
         "precision": "precision",
         "compiled": "compiled",
     },
-    options_pb2.ExportOptions: {"targets": "targets", "max_batch": "max_batch"},
+    options_pb2.ExportOptions: {
+        "targets": "targets",
+        "max_batch": "max_batch",
+        "parity_images": "parity_images",
+    },
 }
 # Keyword -> enum and the prefix of its values.
 _ENUMS: Mapping[str, tuple[_Enum, str]] = {
@@ -141,6 +146,7 @@ _ENUMS: Mapping[str, tuple[_Enum, str]] = {
     "draws": (options_pb2.Draws, "DRAWS_"),
     "teacher_targets": (options_pb2.TeacherTargets, "TEACHER_TARGETS_"),
     "precision": (options_pb2.Precision, "PRECISION_"),
+    "parity_images": (options_pb2.ParityImages, "PARITY_IMAGES_"),
 }
 # Numbers for which 0 means something of its own; for the others the contract reads 0 as "left out".
 _ZERO_COUNTS = frozenset(

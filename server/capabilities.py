@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
-import importlib.util
 import json
 import logging
 import shutil
@@ -12,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from pu_engine.pipeline import export_targets
 from punnet import __version__
 from punnet.v1 import compression_pb2
 
@@ -19,7 +19,6 @@ log = logging.getLogger(__name__)
 
 INLINE_BYTES = 2 << 20
 TEACHER_BYTES = 512 << 20
-TARGETS = ("cpu", "rtx")
 PACKAGES = (
     "grpcio",
     "protobuf",
@@ -68,7 +67,7 @@ def capabilities(data: Path, confinement: Mapping[str, bool]) -> compression_pb2
         max_inline_bytes=INLINE_BYTES,
         max_teacher_bytes=TEACHER_BYTES,
         free_disk_bytes=shutil.disk_usage(data).free,
-        targets=[t for t in TARGETS if t != "rtx" or importlib.util.find_spec("tensorrt_rtx")],
+        targets=list(export_targets()),
     )
 
 

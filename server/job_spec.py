@@ -63,6 +63,11 @@ PRECISIONS = {
     options_pb2.PRECISION_BF16: "bf16",
     options_pb2.PRECISION_FP16: "fp16",
 }
+PARITY_IMAGES = {
+    options_pb2.PARITY_IMAGES_POOL: "pool",
+    options_pb2.PARITY_IMAGES_GENERATED: "generated",
+    options_pb2.PARITY_IMAGES_OWN: "own",
+}
 
 SHRINK_QUALITY = 90
 
@@ -90,7 +95,11 @@ def compression_spec(request: compression_pb2.CompressRequest, pool_sha256: str 
             prior=selection.prior,
         ),
         "distillation": _distillation(request.distillation),
-        "export": _set_fields(targets=list(export.targets), max_batch=export.max_batch),
+        "export": _set_fields(
+            targets=list(export.targets),
+            max_batch=export.max_batch,
+            parity_images=PARITY_IMAGES.get(export.parity_images),
+        ),
     }
     if selection.rule == options_pb2.SELECTION_RULE_THRESHOLD:
         groups["selection"]["threshold"] = selection.threshold

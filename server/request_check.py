@@ -10,9 +10,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from pu_engine.pipeline import export_targets
 from punnet.errors import PunnetError, make_error
 from punnet.v1 import catalogue_pb2, compression_pb2, options_pb2, pool_pb2
-from server.capabilities import INLINE_BYTES, TARGETS, TEACHER_BYTES
+from server.capabilities import INLINE_BYTES, TEACHER_BYTES
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 POOL_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -44,10 +45,7 @@ def check_compression(request: compression_pb2.CompressRequest, *, pool_needed: 
     _student(request.student)
     _selection(request.selection)
     _distillation(request.distillation)
-    for target in request.export.targets:
-        if target not in TARGETS:
-            raise violation("export.targets", f"one of {', '.join(TARGETS)}", target)
-    _whole("export.max_batch", request.export.max_batch, 1, 1024)
+    _export(request.export)
 
 
 def check_inspection(request: compression_pb2.CompressRequest | catalogue_pb2.InspectTeacherRequest) -> None:
@@ -264,6 +262,15 @@ def _distillation(options: options_pb2.DistillationOptions) -> None:
         _number(f"distillation.loss[{name!r}]", weight, least=0.0)
     if options.loss and not any(options.loss.values()) and not options.label_weight:
         raise violation("distillation.loss", "above 0 for at least one part", dict(options.loss))
+
+
+def _export(options: options_pb2.ExportOptions) -> None:
+    known = export_targets()
+    for target in options.targets:
+        if target not in known:
+            raise violation("export.targets", f"one of {', '.join(known)}", target)
+    _whole("export.max_batch", options.max_batch, 1, 1024)
+    _known("export.parity_images", options_pb2.ParityImages, options.parity_images)
 
 
 def _whole(field: str, value: int, least: int, most: int) -> None:

@@ -327,6 +327,34 @@ PRECISION_FP16: Precision.ValueType  # 4
 """Half, by torch.autocast, the gradient scaled."""
 Global___Precision: _TypeAlias = Precision  # noqa: Y015
 
+class _ParityImages:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ParityImagesEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ParityImages.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PARITY_IMAGES_UNSPECIFIED: _ParityImages.ValueType  # 0
+    """Of the pool."""
+    PARITY_IMAGES_POOL: _ParityImages.ValueType  # 1
+    """Of the pool."""
+    PARITY_IMAGES_GENERATED: _ParityImages.ValueType  # 2
+    """Coloured noise, made on the spot."""
+    PARITY_IMAGES_OWN: _ParityImages.ValueType  # 3
+    """The labelled images of this job: whoever gets the bundle sees them."""
+
+class ParityImages(_ParityImages, metaclass=_ParityImagesEnumTypeWrapper):
+    """The images in a bundle with which a device compares its answers."""
+
+PARITY_IMAGES_UNSPECIFIED: ParityImages.ValueType  # 0
+"""Of the pool."""
+PARITY_IMAGES_POOL: ParityImages.ValueType  # 1
+"""Of the pool."""
+PARITY_IMAGES_GENERATED: ParityImages.ValueType  # 2
+"""Coloured noise, made on the spot."""
+PARITY_IMAGES_OWN: ParityImages.ValueType  # 3
+"""The labelled images of this job: whoever gets the bundle sees them."""
+Global___ParityImages: _TypeAlias = ParityImages  # noqa: Y015
+
 @_typing.final
 class Teacher(_message.Message):
     """A model in ONNX. Every digest names a blob that was uploaded before."""
@@ -833,21 +861,25 @@ class ExportOptions(_message.Message):
 
     TARGETS_FIELD_NUMBER: _builtins.int
     MAX_BATCH_FIELD_NUMBER: _builtins.int
+    PARITY_IMAGES_FIELD_NUMBER: _builtins.int
     max_batch: _builtins.int
     """Largest batch of engine profiles, 1 to 1024; 0 means 64."""
+    parity_images: Global___ParityImages.ValueType
+    """Which images a bundle carries, for a device to check itself with. Unset: of the pool."""
     @_builtins.property
     def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """For instance "cpu" and "rtx"; empty means both."""
+        """Names that GetCapabilities lists, for instance "jetson-orin"; empty means "cpu" and "rtx"."""
 
     def __init__(
         self,
         *,
         targets: _abc.Iterable[_builtins.str] | None = ...,
         max_batch: _builtins.int = ...,
+        parity_images: Global___ParityImages.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_batch", b"max_batch", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_batch", b"max_batch", "parity_images", b"parity_images", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -13,10 +13,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from exporters import trt_parsing
-from exporters.rtx_engine import missing
+from exporters.engine_builder import missing
 from exporters.trt_parsing import Refusal
 
-needs_parser = pytest.mark.skipif(missing() is not None, reason="tensorrt_rtx is not installed")
+needs_parser = pytest.mark.skipif(missing("tensorrt_rtx") is not None, reason="tensorrt_rtx is not installed")
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ def planned(inputs: PlanInputs, tmp_path_factory: pytest.TempPathFactory) -> tup
 
 def test_plan_lists_the_stages_of_a_compression_in_order(planned: tuple[Plan, Path]) -> None:
     assert [s.stage for s in planned[0].stages] == [
-        "intake", "scoring", "selection", "gathering", "distillation", "export", "verification", "report"
+        "intake", "scoring", "selection", "gathering", "distillation", "export", "verification", "bundling", "report"
     ]  # fmt: skip
 
 

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from pu_engine import ingest, report, report_data, report_page, verification
+from pu_engine.bundle_types import Bundle, Bundles
 from pu_engine.fact_types import Latency
 from pu_engine.jsonform import to_json
 from pu_engine.pool import pool_folder
@@ -180,13 +181,21 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> ReportInputs:
             "curve.jsonl": "\n".join(json.dumps(row) for row in curve).encode(),
         },
     )
-    write_files(export, {"student.onnx": b"fp32", "student.int8.onnx": b"int8", "engines/rtx.engine": b"engine"})
+    write_files(export, {"student.onnx": b"fp32", "student.int8.onnx": b"int8"})
+    write_files(root / "bundling", {"engines/rtx.engine": b"engine", "bundle-rtx.zip": b"zip"})
     variants = Variants(
         variants=(
             variant(export, "fp32", "student.onnx"),
             variant(export, "int8", "student.int8.onnx"),
-            variant(export, "rtx-sm89", "engines/rtx.engine", "tensorrt_rtx", "rtx"),
         )
+    )
+    bundle = Bundle(
+        target="rtx", path="bundle-rtx.zip", device="RTX cards", variants=("fp32",), size=3, sha256="b" * 64
+    )
+    bundles = Bundles(
+        bundles=(bundle,),
+        engines=(variant(root / "bundling", "rtx-sm89", "engines/rtx.engine", "tensorrt_rtx", "rtx"),),
+        warnings=("rtx-sm89 was not run.",),
     )
     write_selection(root / "selection")
     return ReportInputs(
@@ -197,6 +206,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> ReportInputs:
         distillation=finished(distillation, STUDENT),
         export=finished(export, variants),
         verification=finished(verified, VERDICTS),
+        bundling=finished(root / "bundling", bundles),
         pool=write_pool(root),
         images=LabelledImages(),
     )
@@ -225,6 +235,12 @@ def test_withheld_variant_is_not_handed_out(folder: Path) -> None:
     assert (folder / "student.onnx").read_bytes() == b"fp32"
     assert (folder / "engines/rtx.engine").read_bytes() == b"engine"
     assert not (folder / "student.int8.onnx").exists()
+
+
+def test_bundles_are_handed_out_and_named_with_their_devices(folder: Path, page: str, data: dict[str, Any]) -> None:
+    assert (folder / "bundle-rtx.zip").read_bytes() == b"zip"
+    assert "RTX cards: all that it needs" in page
+    assert [(b["target"], b["path"], b["variants"]) for b in data["bundles"]] == [("rtx", "bundle-rtx.zip", ["fp32"])]
 
 
 def test_artifacts_are_the_stages_files_byte_for_byte(folder: Path, inputs: ReportInputs) -> None:
@@ -307,7 +323,12 @@ def test_variants_say_which_is_recommended_and_which_withheld(data: dict[str, An
 
 
 def test_warnings_of_all_stages_come_in_their_order(data: dict[str, Any]) -> None:
-    assert data["warnings"] == ["Class 9 has no labelled images.", "Few picks.", "int8 is withheld."]
+    assert data["warnings"] == [
+        "Class 9 has no labelled images.",
+        "Few picks.",
+        "int8 is withheld.",
+        "rtx-sm89 was not run.",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,229 @@
+"""Stage bundling: for each target a bundle of the variants that passed, and an engine where one can be built here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporters.bundle import BundleContent, BundledVariant, Parity, bundled_names, write_bundle
+from exporters.engine_builder import EngineFacts, EngineRequest
+from exporters.engine_child import cached_engine
+from exporters.errors import ExportError
+from exporters.ort_format import write_ort
+from exporters.targets import Target, targets
+from pu_engine.bundle_types import Bundle, Bundles, BundlingInputs
+from pu_engine.errors import EngineError
+from pu_engine.jsonform import from_json, to_json
+from pu_engine.preprocessing import image_channels, model_input
+from pu_engine.progress import Progress
+from pu_engine.results import load
+from pu_engine.sessions import open_session
+from pu_engine.types import StudentSpec, Variant, Variants, Verdicts
+
+PARITY_IMAGES = 64
+MIDDLE_BATCH = 8
+PARTS = {"pool": "parity", "own": "labelled"}  # of the training set
+SCRATCH = ".bundling"
+NOT_RUN = "Engines that were built but not run, for lack of their devices here: {}. Their bundles check and time them."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """What the bundles of all targets share."""
+
+    export: Path
+    scratch: Path
+    spec: StudentSpec
+    variants: tuple[Variant, ...]  # ONNX files that passed
+    parity: Parity
+    batches: tuple[int, int, int]
+    threads: int
+
+
+def run(inputs: BundlingInputs, out: Path, progress: Progress) -> Bundles:
+    """Write a bundle for each target, and its engine where a builder here can serve it; a missing engine is a warning.
+
+    Raises:
+        EngineError: REQUEST_INVALID for an unknown target or source of parity images.
+    """
+    chosen = [_target(name) for name in dict.fromkeys(inputs.targets)]
+    material = gather(inputs, out / SCRATCH)
+    bundles, engines, warnings = [], [], []
+    for index, target in enumerate(chosen):
+        progress.update(index, len(chosen), "target")
+        bundles.append(make_bundle(material, target, out))
+        if target.has_engines:
+            engine, refused = make_engine(material, target, out)
+            engines += [engine] if engine is not None else []
+            warnings += refused
+    shutil.rmtree(material.scratch)
+    if engines:
+        warnings.append(NOT_RUN.format(", ".join(engine.name for engine in engines)))
+    for text in warnings:
+        progress.warn(text)
+    progress.update(len(chosen), len(chosen), "target")
+    return Bundles(bundles=tuple(bundles), engines=tuple(engines), warnings=tuple(warnings))
+
+
+def gather(inputs: BundlingInputs, scratch: Path) -> Material:
+    """The variants that passed, and the images that devices check themselves with."""
+    scratch.mkdir(exist_ok=True)
+    spec = from_json(StudentSpec, json.loads((Path(inputs.distillation.path) / "student.json").read_text()))
+    withheld = {v.withheld for v in load(Verdicts, inputs.verification.path).verdicts}
+    exported = load(Variants, inputs.export.path).variants
+    return Material(
+        export=Path(inputs.export.path),
+        scratch=scratch,
+        spec=spec,
+        variants=tuple(v for v in exported if v.format == "onnx" and v.name not in withheld),
+        parity=parity_of(Path(inputs.gathering.path), inputs.parity_images, spec),
+        batches=(1, min(MIDDLE_BATCH, inputs.max_batch), inputs.max_batch),
+        threads=inputs.threads,
+    )
+
+
+def parity_of(gathering: Path, source: str, spec: StudentSpec) -> Parity:
+    """PARITY_IMAGES images at most, and the model inputs [n, C, H, W] that they become.
+
+    The user's own labelled images are taken only where they were asked for.
+    """
+    if source == "generated":
+        images = generated_images(spec)
+    elif source in PARTS:
+        stored = np.load(gathering / f"{PARTS[source]}.images.npy", mmap_mode="r", allow_pickle=False)
+        images = np.array(stored[:PARITY_IMAGES])
+    else:
+        known = ", ".join(("generated", *PARTS))
+        raise EngineError(
+            "REQUEST_INVALID", f"There are no parity images {source!r}.", f"Choose from {known}.", source=source
+        )
+    inputs = model_input(images, spec.preprocessing).astype(np.float32)
+    return Parity(images=images, inputs=inputs, source=source)
+
+
+def generated_images(spec: StudentSpec) -> NDArray[np.uint8]:
+    """Blocks of coloured noise, coarse to fine, [PARITY_IMAGES, H, W, C]; the same each time."""
+    generator = np.random.default_rng(0)
+    height, width, channels = spec.preprocessing.height, spec.preprocessing.width, image_channels(spec.preprocessing)
+    images = np.empty((PARITY_IMAGES, height, width, channels), np.uint8)
+    for index in range(PARITY_IMAGES):
+        block = 2 ** (index % 4)
+        shape = (-(-height // block), -(-width // block), channels)
+        coarse = generator.integers(0, 256, shape, np.uint8)
+        images[index] = coarse.repeat(block, 0).repeat(block, 1)[:height, :width]
+    return images
+
+
+def make_bundle(material: Material, target: Target, out: Path) -> Bundle:
+    """Write `bundle-<target>.zip`."""
+    variants = _chosen(material, target)
+    path = out / f"bundle-{target.name}.zip"
+    content = BundleContent(
+        target=target,
+        student=material.spec.name,
+        labels=material.spec.class_names,
+        preprocessing=to_json(material.spec.preprocessing),
+        batches=material.batches,
+        variants=tuple(_bundled(material, target, variant) for variant in variants),
+        parity=material.parity,
+    )
+    sha256 = write_bundle(content, path)
+    return Bundle(
+        target=target.name,
+        path=path.name,
+        device=target.device,
+        variants=tuple(v.name for v in variants),
+        size=path.stat().st_size,
+        sha256=sha256,
+    )
+
+
+def make_engine(material: Material, target: Target, out: Path) -> tuple[Variant | None, list[str]]:
+    """An engine of the first variant in the target's order that a builder here takes, and why others were refused."""
+    refused = []
+    for variant in _chosen(material, target):
+        request = EngineRequest(
+            onnx=str(material.export / variant.path),
+            builder=target.runtime,
+            capabilities=target.capabilities,
+            batches=material.batches,
+        )
+        try:
+            built, facts = cached_engine(request, material.scratch)
+        except ExportError as error:
+            text = f"No engine for the target {target.name} of {variant.path}: {error.message} {error.remedy}"
+            refused.append(text)
+            if not target.ahead_of_time or ("file" not in error.details and "nodes" not in error.details):
+                break  # the builder is missing or has no device: another variant meets the same
+            continue
+        name = "-".join((target.name, *facts.capabilities)).lower()
+        path = f"student.{name}.engine"
+        shutil.copyfile(built, out / path)
+        return _engine_variant(name, path, target, variant, facts), refused
+    return None, refused
+
+
+def _engine_variant(name: str, path: str, target: Target, variant: Variant, facts: EngineFacts) -> Variant:
+    return Variant(
+        name=name,
+        path=path,
+        target=target.name,
+        format=target.runtime,
+        precision=variant.precision,
+        size=facts.size,
+        sha256=facts.sha256,
+        seconds=facts.seconds,
+        reproducible=False,
+        details={
+            "address": facts.address,
+            "made_of": variant.name,
+            "capabilities": ",".join(facts.capabilities),
+            "profile": "/".join(str(batch) for batch in facts.batches),
+            target.runtime: facts.version,
+        },
+    )
+
+
+def _bundled(material: Material, target: Target, variant: Variant) -> BundledVariant:
+    path = material.export / variant.path
+    if target.runtime == "onnxruntime_mobile":
+        path = material.scratch / f"{Path(variant.path).stem}.ort"
+        if not path.exists():
+            write_ort(material.export / variant.path, path)
+    return BundledVariant(
+        name=variant.name,
+        precision=variant.precision,
+        path=path,
+        file=path.name,
+        expected=logits(path, material.parity.inputs, material.threads),
+    )
+
+
+def logits(model: Path, inputs: NDArray[np.float32], threads: int) -> NDArray[np.float32]:
+    """Logits [n, K] of a file that Punnet wrote, by onnxruntime on the CPU, one image at a time.
+
+    One at a time, so that a device that runs another batch compares with what no batch has touched.
+    """
+    session = open_session(model, threads=threads)
+    name = session.get_inputs()[0].name
+    return np.concatenate([session.run(None, {name: row[None]})[0] for row in inputs]).astype(np.float32)
+
+
+def _chosen(material: Material, target: Target) -> Sequence[Variant]:
+    by_name = {v.name: v for v in material.variants}
+    return [by_name[name] for name in bundled_names(list(by_name), target)]
+
+
+def _target(name: str) -> Target:
+    known = targets()
+    if name not in known:
+        raise EngineError(
+            "REQUEST_INVALID", f"There is no target {name!r}.", f"Choose from {', '.join(known)}.", target=name
+        )
+    return known[name]
