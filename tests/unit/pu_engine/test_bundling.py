@@ -140,7 +140,7 @@ def test_phones_get_ort_files(exported_job: Any, tmp_path: Path) -> None:
     assert [b.target for b in made.bundles] == ["android", "ios"]
     assert made.warnings == ()
     for bundle in made.bundles:
-        assert [v["path"] for v in manifest(out / bundle.path)["variants"]] == ["student.ort"]
+        assert [v["path"] for v in manifest(out / bundle.path)["variants"]] == ["student-int8-cpu.ort", "student.ort"]
 
 
 @pytest.mark.parametrize(("source", "part"), [("pool", "parity"), ("own", "labelled")])
