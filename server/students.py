@@ -33,6 +33,7 @@ class StudentCatalogue:
         name = hashlib.sha256(json.dumps(versions, sort_keys=True).encode()).hexdigest()[:16]
         self._folder = folder / name
         self._one_child = asyncio.Lock()
+        self._asking: dict[str, asyncio.Task[Mapping[str, Any]]] = {}
 
     async def list(self, name_contains: str) -> list[dict[str, Any]]:
         """Rows of name, parameters, macs, size and source, by name; recommended ones where the text is empty."""
@@ -52,6 +53,17 @@ class StudentCatalogue:
             )
 
     async def _ask(self, option: str) -> Mapping[str, Any]:
+        """The answer, which all wait for who ask meanwhile.
+
+        It is not given up with a caller: one whose deadlines are shorter than the child's start would never get it.
+        """
+        asking = self._asking.get(option)
+        if asking is None:
+            asking = self._asking[option] = asyncio.create_task(self._answer(option))
+            asking.add_done_callback(lambda _: self._asking.pop(option))
+        return await asyncio.shield(asking)
+
+    async def _answer(self, option: str) -> Mapping[str, Any]:
         path = self._folder / f"{hashlib.sha256(option.encode()).hexdigest()[:32]}.json"
         async with self._one_child:
             if path.is_file():

@@ -36,6 +36,24 @@ def test_cancelled_question_leaves_no_child(tmp_path: Path) -> None:
     assert children_below(tmp_path) == []
 
 
+def test_question_of_a_caller_who_went_away_goes_on_for_the_next(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        catalogue = StudentCatalogue(tmp_path)
+        first = asyncio.create_task(catalogue.list(""))
+        while not (children := await asyncio.to_thread(children_below, tmp_path)):
+            await asyncio.sleep(0.01)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        second = asyncio.create_task(catalogue.list(""))
+        await asyncio.sleep(0.1)
+        assert await asyncio.to_thread(children_below, tmp_path) == children
+        second.cancel()
+
+    asyncio.run(scenario())
+    assert children_below(tmp_path) == []
+
+
 @pytest.mark.slow  # the engine imports timm, twice
 def test_one_answer_serves_every_search_and_unknown_names_keep_nothing(tmp_path: Path) -> None:
     catalogue = StudentCatalogue(tmp_path)
