@@ -22,6 +22,13 @@ def parse_token(token: str, kinds: tuple[type, ...]) -> Any:
         fits = isinstance(position, list) and [type(value) for value in position] == list(kinds)
     except (ValueError, binascii.Error, RecursionError):
         fits = False
-    if not fits or any(isinstance(value, int) and not 0 <= value < 2**62 for value in position):
+    if not fits or not all(_possible(value) for value in position):
         raise violation("page_token", "the next_page_token of the page before, or empty", token)
     return tuple(position)
+
+
+def _possible(value: int | str) -> bool:
+    """Whether the database takes it: whole numbers of 63 bits, text without halves of characters."""
+    if isinstance(value, int):
+        return 0 <= value < 2**62
+    return not any("\ud800" <= character <= "\udfff" for character in value)

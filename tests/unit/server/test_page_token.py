@@ -27,6 +27,7 @@ def test_token_gives_its_position_back(number: int, text: str) -> None:
         to_token(-1, "b"),
         to_token(2**62, "b"),
         to_token(1, "b", 2),
+        to_token(1, "\ud800"),  # half of a character: the database takes no such text
     ],
     ids=len,
 )
