@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from grpc.aio import AioRpcError
 
 from punnet import private_server
+from punnet.access import access
 from punnet.archive import LabelledSource
 from punnet.blobs import TransferProgress, download, upload_missing
 from punnet.connection import FIRST_PAUSE_SECONDS, RETRY_SECONDS, Connection, Patience
@@ -47,10 +48,16 @@ class AsyncClient:
     """A client of one appliance; use it as `async with AsyncClient() as client:`.
 
     Args:
-        server: `host:port` or `unix:/path`. Without it PUNNET_SERVER counts, and without that a private server on this
-            machine, which is started where none runs.
+        server: `https://host:port`, or without TLS `host:port` or `unix:/path`. Without it PUNNET_SERVER counts, and
+            without that a private server on this machine, which is started where none runs.
         data: the private server's data folder; without it PUNNET_DATA, else ~/.local/share/punnet.
+        token, token_file: of a server with accounts, or a file that holds it; else PUNNET_TOKEN, PUNNET_TOKEN_FILE.
+        ca: PEM file of the authority that signed the server's certificate; else PUNNET_CA, else the system's.
+        certificate, key: PEM files, where the server wants a certificate; else PUNNET_CERTIFICATE, PUNNET_KEY.
         patience_seconds: how long a server may be away before a call that it interrupted fails.
+
+    Raises:
+        InvalidRequest: credentials that can't be read.
     """
 
     def __init__(
@@ -58,8 +65,14 @@ class AsyncClient:
         server: str | None = None,
         *,
         data: Path | str | None = None,
+        token: str | None = None,
+        token_file: Path | str | None = None,
+        ca: Path | str | None = None,
+        certificate: Path | str | None = None,
+        key: Path | str | None = None,
         patience_seconds: float = RETRY_SECONDS,
     ) -> None:
+        self._access = access(token, token_file=token_file, ca=ca, certificate=certificate, key=key)
         self._server = server or os.environ.get("PUNNET_SERVER") or None
         self._data = private_server.data_folder(data)
         self._patience_seconds = patience_seconds
@@ -68,9 +81,10 @@ class AsyncClient:
     async def __aenter__(self) -> AsyncClient:
         if self._server is None:
             address = await asyncio.to_thread(private_server.ensure, self._data)
-            self._opened = Connection(address, revive=self._revive, patience_seconds=self._patience_seconds)
+            revive, known = self._revive, address
         else:
-            self._opened = Connection(self._server, patience_seconds=self._patience_seconds)
+            revive, known = None, self._server
+        self._opened = Connection(known, access=self._access, revive=revive, patience_seconds=self._patience_seconds)
         try:
             await self._opened.check()
         except BaseException:
@@ -228,7 +242,7 @@ class AsyncClient:
         seq, ended = after_seq, False
         while not ended:
             request = compression_pb2.WatchJobRequest(id=job_id, after_seq=seq)
-            call = self._connection.compression.WatchJob(request)
+            call = self._connection.compression.WatchJob(request, metadata=self._connection.metadata)
             try:
                 async for message in call:
                     patience.progressed()

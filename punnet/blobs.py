@@ -99,7 +99,9 @@ async def _upload(connection: Connection, blob: Blob, progress: Callable[[int], 
             patience.progressed()
         progress(status.committed_size)
         try:
-            await _send(connection.blobs.UploadBlob(), blob, status.committed_size, progress)
+            await _send(
+                connection.blobs.UploadBlob(metadata=connection.metadata), blob, status.committed_size, progress
+            )
             return
         except AioRpcError as error:
             await patience.wait(error)
@@ -162,7 +164,7 @@ async def _download(
             request = blob_pb2.DownloadBlobRequest(sha256=artifact.sha256, offset=file.offset)
             before = file.offset
             try:
-                await _receive(connection.blobs.DownloadBlob(request), file, progress)
+                await _receive(connection.blobs.DownloadBlob(request, metadata=connection.metadata), file, progress)
                 break
             except AioRpcError as error:
                 if file.offset > before:

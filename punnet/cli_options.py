@@ -96,7 +96,9 @@ _TEACHER, _SELECTION, _TRAINING, _RESULT = "Teacher's input", "Selection", "Trai
 
 Server = Annotated[
     str | None,
-    typer.Option("--server", envvar="PUNNET_SERVER", help="host:port or unix:/path; else a private server is used."),
+    typer.Option(
+        "--server", envvar="PUNNET_SERVER", help="https://host:port, host:port or unix:/path; else a private server."
+    ),
 ]
 Data = Annotated[
     Path | None,

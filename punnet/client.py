@@ -36,9 +36,23 @@ class Client:
         server: str | None = None,
         *,
         data: Path | str | None = None,
+        token: str | None = None,
+        token_file: Path | str | None = None,
+        ca: Path | str | None = None,
+        certificate: Path | str | None = None,
+        key: Path | str | None = None,
         patience_seconds: float = RETRY_SECONDS,
     ) -> None:
-        self._client = AsyncClient(server, data=data, patience_seconds=patience_seconds)
+        self._client = AsyncClient(
+            server,
+            data=data,
+            token=token,
+            token_file=token_file,
+            ca=ca,
+            certificate=certificate,
+            key=key,
+            patience_seconds=patience_seconds,
+        )
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="punnet-client", daemon=True)
         self._thread.start()

@@ -8,10 +8,10 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-import grpc
 from grpc import StatusCode
 from grpc.aio import AioRpcError, UnaryUnaryMultiCallable
 
+from punnet.access import Access
 from punnet.errors_from_rpc import error_from_rpc, reason, retry_seconds, unreachable
 from punnet.v1 import blob_pb2_grpc, catalogue_pb2_grpc, compression_pb2_grpc, operator_pb2_grpc, pool_pb2_grpc
 
@@ -44,7 +44,8 @@ class Connection:
     """One channel with the stubs of every service.
 
     Args:
-        address: `host:port` or `unix:/path`.
+        address: `https://host:port`, or without TLS `host:port` or `unix:/path`.
+        access: credentials of the client.
         revive: called before each new try while the server is away; starts a private server again.
         patience_seconds: how long to try without progress.
     """
@@ -53,13 +54,16 @@ class Connection:
         self,
         address: str,
         *,
+        access: Access | None = None,
         revive: Callable[[], Awaitable[None]] | None = None,
         patience_seconds: float = RETRY_SECONDS,
     ) -> None:
         self.address = address
         self.revive = revive
         self.patience_seconds = patience_seconds
-        self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
+        access = access or Access()
+        self.metadata = access.metadata  # goes with every call but health's
+        self._channel = access.channel(address, OPTIONS)
         self.compression = compression_pb2_grpc.CompressionServiceStub(self._channel)
         self.blobs = blob_pb2_grpc.BlobServiceStub(self._channel)
         self.pools = pool_pb2_grpc.PoolServiceStub(self._channel)
@@ -96,7 +100,7 @@ class Connection:
         patience = Patience(self)
         while True:
             try:
-                return await method(request, timeout=CALL_SECONDS)
+                return await method(request, timeout=CALL_SECONDS, metadata=self.metadata)
             except AioRpcError as error:
                 await patience.wait(error)
 
@@ -129,7 +133,8 @@ class Patience:
         asked = retry_seconds(error)
         again = error.code() == StatusCode.UNAVAILABLE or asked is not None or reason(error) in RESUMABLE
         again = again or error.details() == MASKED_STATUS
-        if not again or time.monotonic() > self._end:
+        # A wait that is longer than the patience would only delay the same answer.
+        if not again or time.monotonic() + (asked or 0.0) > self._end:
             if error.details() == MASKED_STATUS:
                 raise unreachable(self._connection.address, "each try broke off") from error
             raise error_from_rpc(error, self._connection.address) from error

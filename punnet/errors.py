@@ -13,6 +13,7 @@ PunnetError
 ├── VerificationFailed    a hop missed its gate
 ├── StageCrashed          a process died; not the user's fault
 ├── IntegrityError        bytes differ from their digest
+├── AccessDenied          no valid token, or one that does not allow this
 ├── JobCancelled          the job was stopped on request
 ├── ServerUnavailable     not reachable, or going down
 └── InternalError         a defect; the server's log has the error id
@@ -99,6 +100,10 @@ class IntegrityError(PunnetError):
     """Bytes differ from their digest."""
 
 
+class AccessDenied(PunnetError):
+    """No valid token, or one that does not allow this."""
+
+
 class JobCancelled(PunnetError):
     """The job was stopped on request."""
 
@@ -178,6 +183,10 @@ TABLE: Mapping[str, Row] = {
     "ARTIFACT_CORRUPT": Row(grpc.StatusCode.DATA_LOSS, IntegrityError, 10),
     "QUOTA": Row(_EXHAUSTED, CapacityExhausted, 11),
     "DISK_FULL": Row(_EXHAUSTED, CapacityExhausted, 11),
+    "TOKEN_INVALID": Row(grpc.StatusCode.UNAUTHENTICATED, AccessDenied, 14),
+    "SCOPE_MISSING": Row(grpc.StatusCode.PERMISSION_DENIED, AccessDenied, 14),
+    "TOKEN_IN_PLAINTEXT": Row(_PRECONDITION, AccessDenied, 14),
+    "UNSAFE_BIND": Row(_PRECONDITION, ServerUnavailable, 2),
     "JOB_CANCELLED": Row(grpc.StatusCode.CANCELLED, JobCancelled, 12),
     "UNAVAILABLE": Row(grpc.StatusCode.UNAVAILABLE, ServerUnavailable, 13),
     "SERVER_START_FAILED": Row(grpc.StatusCode.UNAVAILABLE, ServerUnavailable, 13),

@@ -62,7 +62,8 @@ def unreachable(address: str, why: str) -> PunnetError:
     return make_error(
         "UNAVAILABLE",
         f"No Punnet server answers at {address}: {why}.",
-        "Check the address (--server or PUNNET_SERVER), or leave it out to use a private server on this machine.",
+        "Check the address (--server or PUNNET_SERVER; https://host:port where it has TLS, with --ca for an authority "
+        "of your own), or leave it out to use a private server on this machine.",
         {"address": address},
     )
 

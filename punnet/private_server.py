@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from punnet.access import TLS_SCHEME
 from punnet.connection import Connection
 from punnet.errors import PunnetError, ServerUnavailable
 
@@ -59,7 +60,13 @@ def ensure(data: Path) -> str:
     """
     address = f"unix:{socket_path(data)}"
     with _starting(data):
-        for known in {address, recorded_address(data) or address}:
+        recorded = recorded_address(data)
+        if recorded and recorded.startswith(TLS_SCHEME):
+            raise _failed(
+                f"A server with accounts serves {data} at {recorded}.",
+                f"Name it: --server {recorded}, with your token.",
+            )
+        for known in {address, recorded or address}:
             if answers(known):
                 return known
         return _start(data, address)
