@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 from punnet import __version__
+from punnet.cli_accounts import PASSED_ON, share, token, unshare
 from punnet.cli_compress import compress, plan
 from punnet.cli_doctor import doctor
 from punnet.cli_gc import gc
@@ -33,7 +36,10 @@ app.command()(delete)
 app.add_typer(pool_app, name="pool")
 app.command()(students)
 app.command()(doctor)
-app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
+app.command(add_help_option=False, context_settings=PASSED_ON)(serve)
+app.command(add_help_option=False, context_settings=PASSED_ON)(token)
+pool_app.command(add_help_option=False, context_settings=PASSED_ON)(share)
+pool_app.command(add_help_option=False, context_settings=PASSED_ON)(unshare)
 app.command()(page)
 app.command()(gc)
 app.command()(backup)
@@ -49,11 +55,24 @@ def print_version(asked: bool) -> None:
 
 @app.callback(help=HELP)
 def root(
+    token_file: Annotated[
+        Path | None,
+        typer.Option("--token-file", envvar="PUNNET_TOKEN_FILE", help="Holds the token; else PUNNET_TOKEN does."),
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option("--ca", envvar="PUNNET_CA", help="PEM of who signed the server's certificate.")
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option("--certificate", envvar="PUNNET_CERTIFICATE", help="PEM that this client shows.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option("--key", envvar="PUNNET_KEY", help="PEM of its key.")] = None,
     version: Annotated[  # read by its callback
         bool, typer.Option("--version", is_eager=True, callback=print_version, help="Print the version.")
     ] = False,
 ) -> None:
-    """What stands before the command."""
+    """What stands before the command: credentials for a server with accounts, as if the variables were set."""
+    stated = {"TOKEN_FILE": token_file, "CA": ca, "CERTIFICATE": certificate, "KEY": key}
+    os.environ.update({f"PUNNET_{name}": str(path) for name, path in stated.items() if path is not None})
 
 
 def main() -> NoReturn:

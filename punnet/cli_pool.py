@@ -156,6 +156,7 @@ def pool_document(pool: pool_pb2.Pool) -> dict[str, Any]:
     return {
         **{key: getattr(pool, key) for key in keys},
         "shrink": shrink if pool.HasField("shrink") else None,
+        "shared": pool.shared,
         "created": pool.create_time.ToJsonString(),
     }
 

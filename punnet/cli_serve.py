@@ -66,17 +66,18 @@ def _run_backup(verb: str, folder: Path, data: Path | None, as_json: bool) -> No
 def page(data: o.Data = None, as_json: o.AsJson = False) -> None:
     """Print the address of the running server's page, with the key that opens it."""
     record = server_record(data)
-    if "page" not in record or "page_key" not in record:
+    if "page" not in record:
         raise ServerUnavailable(
             f"The server of {data_folder(data)} serves no page.",
             code="UNAVAILABLE",
             remedy="Start it with --page, for instance --page 127.0.0.1:7861.",
         )
-    address, key = record["page"], record["page_key"]
+    address, key = record["page"], record.get("page_key")  # with accounts the page asks for a token
+    opening = address if key is None else f"{address}#{key}"
     if as_json:
-        print_document({"page": address, "key": key, "open": f"{address}#{key}"})
+        print_document({"page": address, "key": key, "open": opening})
         return
-    typer.echo(f"{address}#{key}")
+    typer.echo(opening)
 
 
 def server_record(data: Any) -> dict[str, Any]:

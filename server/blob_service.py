@@ -14,10 +14,12 @@ import grpc
 from punnet.errors import make_error
 from punnet.v1 import blob_pb2, blob_pb2_grpc
 from server.blobs import BlobStore, Digest, Upload, missing_blob
+from server.callers import tenant
 from server.folders import DataFolder
 from server.job_table import artifact_by_digest
 from server.request_check import check_digest, violation
-from server.store import LOCAL_TENANT, Store
+from server.storage_quota import StorageQuota
+from server.store import Store
 
 Context = grpc.aio.ServicerContext[Any, Any]
 CHUNK_BYTES = 1 << 20
@@ -29,8 +31,9 @@ SILENT_SECONDS = 60.0  # between two messages of an upload
 class BlobService(blob_pb2_grpc.BlobServiceServicer):
     """Uploads and downloads; artifacts of finished jobs are read like blobs."""
 
-    def __init__(self, blobs: BlobStore, store: Store, data: DataFolder) -> None:
+    def __init__(self, blobs: BlobStore, store: Store, data: DataFolder, storage: StorageQuota) -> None:
         self._blobs = blobs
+        self._storage = storage
         self._store = store
         self._data = data
         self.draining = False
@@ -43,7 +46,7 @@ class BlobService(blob_pb2_grpc.BlobServiceServicer):
             raise violation("digests", f"at most {DIGESTS}", len(request.digests))
         for digest in request.digests:
             _digest("digests", digest)
-        found = await asyncio.to_thread(self._blobs.find_all, LOCAL_TENANT, [d.sha256 for d in request.digests])
+        found = await asyncio.to_thread(self._blobs.find_all, tenant(), [d.sha256 for d in request.digests])
         missing = [d for d in request.digests if d.sha256 not in found or found[d.sha256][1] != d.size]
         return blob_pb2.FindMissingBlobsResponse(missing=missing)
 
@@ -52,7 +55,7 @@ class BlobService(blob_pb2_grpc.BlobServiceServicer):
     ) -> blob_pb2.GetUploadStatusResponse:
         """How far a broken upload is."""
         digest = _digest("digest", request.digest)
-        size, complete = await self._blobs.in_thread(self._blobs.committed_size, LOCAL_TENANT, digest)
+        size, complete = await self._blobs.in_thread(self._blobs.committed_size, tenant(), digest)
         return blob_pb2.GetUploadStatusResponse(committed_size=size, complete=complete)
 
     async def UploadBlob(
@@ -66,22 +69,11 @@ class BlobService(blob_pb2_grpc.BlobServiceServicer):
         if first is None:
             raise violation("digest", "on the first message", "no message")
         digest = _digest("digest", first.digest)
-        async with self._blobs.upload(LOCAL_TENANT, digest) as upload:
+        async with self._blobs.upload(tenant(), digest) as upload:
             if upload is None:
                 return blob_pb2.UploadBlobResponse(committed_size=digest.size)
-            if first.offset == 0 and upload.size:
-                await self._blobs.restart(upload)
-            finished = await self._take(upload, first)
-            async with _silence_limited() as silence:
-                async for message in request_iterator:
-                    silence.reschedule(None)  # the disk may take its time
-                    if finished:
-                        raise violation("finish", "only on the last message", "a message after it")
-                    finished = await self._take(upload, message)
-                    silence.reschedule(asyncio.get_running_loop().time() + SILENT_SECONDS)
-            if not finished:
-                raise _unfinished(upload)
-            await self._blobs.finish(LOCAL_TENANT, upload)
+            async with self._storage.reserve(tenant(), digest.size, upload.path.name):
+                await self._take_all(upload, first, request_iterator)
         return blob_pb2.UploadBlobResponse(committed_size=digest.size)
 
     async def DownloadBlob(
@@ -98,6 +90,23 @@ class BlobService(blob_pb2_grpc.BlobServiceServicer):
         async for data, crc32c in self._blobs.read(path, position):
             yield blob_pb2.DownloadBlobResponse(offset=position, data=data, crc32c=crc32c, size=size)
             position += len(data)
+
+    async def _take_all(
+        self, upload: Upload, first: blob_pb2.UploadBlobRequest, others: AsyncIterator[blob_pb2.UploadBlobRequest]
+    ) -> None:
+        if first.offset == 0 and upload.size:
+            await self._blobs.restart(upload)
+        finished = await self._take(upload, first)
+        async with _silence_limited() as silence:
+            async for message in others:
+                silence.reschedule(None)  # the disk may take its time
+                if finished:
+                    raise violation("finish", "only on the last message", "a message after it")
+                finished = await self._take(upload, message)
+                silence.reschedule(asyncio.get_running_loop().time() + SILENT_SECONDS)
+        if not finished:
+            raise _unfinished(upload)
+        await self._blobs.finish(tenant(), upload)
 
     async def _take(self, upload: Upload, message: blob_pb2.UploadBlobRequest) -> bool:
         if message.offset != upload.size:
@@ -116,10 +125,10 @@ class BlobService(blob_pb2_grpc.BlobServiceServicer):
         return message.finish
 
     async def _locate(self, sha256: str) -> tuple[Path, int]:
-        found = await asyncio.to_thread(self._blobs.find, LOCAL_TENANT, sha256)
+        found = await asyncio.to_thread(self._blobs.find, tenant(), sha256)
         if found is not None:
             return found
-        artifact = await self._store.read(artifact_by_digest, LOCAL_TENANT, sha256)
+        artifact = await self._store.read(artifact_by_digest, tenant(), sha256)
         if artifact is None:
             raise missing_blob(sha256)
         return self._data.root / artifact.folder / artifact.path, artifact.size

@@ -8,13 +8,13 @@ from typing import Any
 import grpc
 
 from punnet.v1 import catalogue_pb2, catalogue_pb2_grpc
+from server.callers import tenant
 from server.intake_requests import IntakeRequests
 from server.job_message import job_message
 from server.job_spec import inspection_spec
 from server.jobs import JobEngine
 from server.page_token import parse_token, to_token
 from server.request_check import check_inspection, page_size, violation
-from server.store import LOCAL_TENANT
 from server.students import StudentCatalogue
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -36,8 +36,8 @@ class CatalogueService(catalogue_pb2_grpc.CatalogueServiceServicer):
         """Accept an inspection."""
         check_inspection(request)
         spec = inspection_spec(request)
-        await self._intake.prepare(LOCAL_TENANT, request, spec)
-        job = await self._engine.submit(LOCAL_TENANT, "inspect", spec, request.request_id)
+        await self._intake.prepare(tenant(), request, spec)
+        job = await self._engine.submit(tenant(), "inspect", spec, request.request_id)
         return catalogue_pb2.InspectTeacherResponse(job=job_message(job))
 
     async def ListStudents(

@@ -10,6 +10,7 @@ import grpc
 
 from punnet.v1 import compression_pb2, compression_pb2_grpc, job_pb2
 from server import job_table
+from server.callers import tenant
 from server.capabilities import capabilities
 from server.folders import DataFolder
 from server.intake_requests import IntakeRequests
@@ -18,9 +19,9 @@ from server.job_spec import compression_spec
 from server.job_table import JobRow
 from server.jobs import JobEngine
 from server.page_token import parse_token, to_token
-from server.pool_table import version_for
+from server.pool_table import SharedPools, pool_reference
 from server.request_check import check_compression, page_size
-from server.store import LOCAL_TENANT, Store
+from server.store import Store
 from server.students import StudentCatalogue
 from server.watch import Watch
 
@@ -41,6 +42,7 @@ class CompressionService(compression_pb2_grpc.CompressionServiceServicer):
         students: StudentCatalogue,
         intake: IntakeRequests,
         confinement: Mapping[str, bool],
+        shared_pools: SharedPools,
     ) -> None:
         self._engine = engine
         self._store = store
@@ -49,6 +51,7 @@ class CompressionService(compression_pb2_grpc.CompressionServiceServicer):
         self._students = students
         self._intake = intake
         self._confinement = confinement
+        self._shared_pools = shared_pools
 
     async def Compress(
         self, request: compression_pb2.CompressRequest, context: Context
@@ -65,7 +68,7 @@ class CompressionService(compression_pb2_grpc.CompressionServiceServicer):
 
     async def GetJob(self, request: compression_pb2.GetJobRequest, context: Context) -> compression_pb2.GetJobResponse:
         """One job."""
-        job = await self._engine.get(LOCAL_TENANT, request.id)
+        job = await self._engine.get(tenant(), request.id)
         return compression_pb2.GetJobResponse(job=self._message(job))
 
     async def ListJobs(
@@ -74,7 +77,7 @@ class CompressionService(compression_pb2_grpc.CompressionServiceServicer):
         """A page of jobs."""
         size = page_size(request.page_size, default=PAGE_SIZE, limit=PAGE_LIMIT)
         before = parse_token(request.page_token, (int, str)) if request.page_token else None
-        rows = await self._store.read(job_table.jobs_before, LOCAL_TENANT, before, size + 1)
+        rows = await self._store.read(job_table.jobs_before, tenant(), before, size + 1)
         page, more = rows[:size], rows[size:]
         token = to_token(page[-1].created, page[-1].id) if more else ""
         return compression_pb2.ListJobsResponse(jobs=[job_message(job) for job in page], next_page_token=token)
@@ -83,21 +86,21 @@ class CompressionService(compression_pb2_grpc.CompressionServiceServicer):
         self, request: compression_pb2.WatchJobRequest, context: Context
     ) -> AsyncIterator[compression_pb2.WatchJobResponse]:
         """Follow a job to its end."""
-        async for message in self._watch.watch(LOCAL_TENANT, request.id, max(0, request.after_seq)):
+        async for message in self._watch.watch(tenant(), request.id, max(0, request.after_seq)):
             yield message
 
     async def CancelJob(
         self, request: compression_pb2.CancelJobRequest, context: Context
     ) -> compression_pb2.CancelJobResponse:
         """Ask a job to stop."""
-        job = await self._engine.cancel(LOCAL_TENANT, request.id)
+        job = await self._engine.cancel(tenant(), request.id)
         return compression_pb2.CancelJobResponse(job=self._message(job))
 
     async def DeleteJob(
         self, request: compression_pb2.DeleteJobRequest, context: Context
     ) -> compression_pb2.DeleteJobResponse:
         """Remove a finished job."""
-        await self._engine.delete(LOCAL_TENANT, request.id)
+        await self._engine.delete(tenant(), request.id)
         return compression_pb2.DeleteJobResponse()
 
     async def GetCapabilities(
@@ -108,13 +111,15 @@ class CompressionService(compression_pb2_grpc.CompressionServiceServicer):
 
     async def _accept(self, kind: str, request: compression_pb2.CompressRequest) -> job_pb2.Job:
         check_compression(request, pool_needed=kind != "validate")
-        sha256 = None
+        pool = None
         if request.pool:
-            sha256 = await self._store.read(version_for, LOCAL_TENANT, request.pool, request.request_id)
+            pool = await self._store.read(
+                pool_reference, tenant(), request.pool, request.request_id, self._shared_pools()
+            )
         await self._students.check(request.student.name)
-        spec = compression_spec(request, sha256)
-        await self._intake.prepare(LOCAL_TENANT, request, spec)
-        job = await self._engine.submit(LOCAL_TENANT, kind, spec, request.request_id)
+        spec = compression_spec(request, pool)
+        await self._intake.prepare(tenant(), request, spec)
+        job = await self._engine.submit(tenant(), kind, spec, request.request_id)
         return self._message(job)
 
     def _message(self, job: JobRow) -> job_pb2.Job:

@@ -22,18 +22,35 @@ class DataFolder:
     def database(self) -> Path:
         return self.root / "punnet.sqlite3"
 
+    @property
+    def accounts(self) -> Path:
+        return self.root / "accounts.sqlite3"
+
+    @property
+    def audit(self) -> Path:
+        return self.root / "audit.jsonl"
+
     def blobs(self, tenant: str) -> Path:
         return self.root / "blobs" / tenant
 
+    def pools(self, tenant: str) -> Path:
+        return self.root / "pools" / tenant
+
     def pool(self, tenant: str, name: str, sha256: str) -> Path:
         """One version of a pool."""
-        return self.root / "pools" / tenant / name / sha256
+        return self.pools(tenant) / name / sha256
+
+    def stages(self, tenant: str) -> Path:
+        return self.root / "stages" / tenant
 
     def stage(self, tenant: str, key: str) -> Path:
-        return self.root / "stages" / tenant / key
+        return self.stages(tenant) / key
+
+    def jobs(self, tenant: str) -> Path:
+        return self.root / "jobs" / tenant
 
     def job(self, tenant: str, job_id: str) -> Path:
-        return self.root / "jobs" / tenant / job_id
+        return self.jobs(tenant) / job_id
 
     def relative(self, path: Path) -> str:
         """The form in which the database holds a path: the folder can be moved."""

@@ -1,4 +1,4 @@
-"""The gRPC server: options, services, and the outermost interceptor."""
+"""The gRPC server: options, services, and the outermost interceptor, through which every call goes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
-from punnet.errors import PunnetError
+from punnet.errors import PunnetError, make_error
 from punnet.v1 import (
     blob_pb2_grpc,
     catalogue_pb2_grpc,
@@ -21,6 +24,10 @@ from punnet.v1 import (
     operator_pb2_grpc,
     pool_pb2_grpc,
 )
+from server.admission import Admission
+from server.audit import AuditLog, Record
+from server.callers import Caller, enter
+from server.scopes import is_open
 from server.status import abort, internal
 
 log = logging.getLogger(__name__)
@@ -47,15 +54,19 @@ SERVICES = (
     "punnet.v1.OperatorService",
 )
 Context = grpc.aio.ServicerContext[Any, Any]
+Parse = Callable[[bytes], Any]
 
 
 class Calls(grpc.aio.ServerInterceptor):
-    """Outermost: counts the calls, and turns what a service raises into a status.
+    """Outermost: admits each call, counts and audits it, and turns what a service raises into a status.
 
-    The text of an unexpected exception never leaves the server: it may hold paths or a user's data.
+    A request is read only once its caller is admitted. The text of an unexpected exception never leaves the server: it
+    may hold paths or a user's data.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, admission: Admission, audit: AuditLog | None = None) -> None:
+        self._admission = admission
+        self._audit = audit
         self.running = 0
         self.last_end = time.monotonic()
 
@@ -64,22 +75,19 @@ class Calls(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Wrap the method's handler by one of the same arity."""
+        """Wrap the method's handler by one of the same arity that takes bytes."""
         handler: Any = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None:
             return None
-        coders = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
+        parse, coders = handler.request_deserializer, {"response_serializer": handler.response_serializer}
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, method), **coders)
+            return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, method, parse), **coders)
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(self._stream(handler.unary_stream, method), **coders)
+            return grpc.unary_stream_rpc_method_handler(self._stream(handler.unary_stream, method, parse), **coders)
         if handler.stream_unary:
-            return grpc.stream_unary_rpc_method_handler(self._unary(handler.stream_unary, method), **coders)
-        return grpc.stream_stream_rpc_method_handler(self._stream(handler.stream_stream, method), **coders)
+            return grpc.stream_unary_rpc_method_handler(self._unary(handler.stream_unary, method, parse), **coders)
+        return grpc.stream_stream_rpc_method_handler(self._stream(handler.stream_stream, method, parse), **coders)
 
     async def ended(self, seconds: float) -> None:
         """Wait until no call runs and each has sent its status, at most so long."""
@@ -87,51 +95,93 @@ class Calls(grpc.aio.ServerInterceptor):
         while self.running and time.monotonic() < deadline:
             await asyncio.sleep(END_POLL_SECONDS)
 
-    def _unary(self, inner: Callable[[Any, Context], Awaitable[Any]], method: str) -> Any:
-        async def call(request: Any, context: Context) -> Any:
-            self.running += 1
-            try:
-                return await inner(request, context)
-            except grpc.aio.AbortError:
-                raise
-            except Exception as error:  # noqa: BLE001 - the outermost frame of every call
-                await self._refuse(context, method, error)
-            finally:
-                self._end()
+    def _unary(self, inner: Callable[[Any, Context], Awaitable[Any]], method: str, parse: Parse) -> Any:
+        async def call(raw: Any, context: Context) -> Any:
+            async with self._admitted(method, context) as running:
+                answer = await inner(self._request(raw, parse, running), context)
+                running.record.note(answer)
+                return answer
 
         return call
 
-    def _stream(self, inner: Callable[[Any, Context], Any], method: str) -> Any:
-        async def call(request: Any, context: Context) -> AsyncIterator[Any]:
-            self.running += 1
-            try:
+    def _stream(self, inner: Callable[[Any, Context], Any], method: str, parse: Parse) -> Any:
+        async def call(raw: Any, context: Context) -> AsyncIterator[Any]:
+            async with self._admitted(method, context) as running:
                 # Reflection's generator hands out messages like ours; health's coroutine writes by itself.
-                answer = inner(request, context)
+                answer = inner(self._request(raw, parse, running), context)
                 if hasattr(answer, "__aiter__"):
                     async for message in answer:
+                        self._admission.check(running.caller)
                         yield message
                 else:
                     await answer
-            except grpc.aio.AbortError:
-                raise
-            except Exception as error:  # noqa: BLE001 - the outermost frame of every call
-                await self._refuse(context, method, error)
-            finally:
-                self._end()
 
         return call
 
-    async def _refuse(self, context: Context, method: str, error: Exception) -> None:
+    @asynccontextmanager
+    async def _admitted(self, method: str, context: Context) -> AsyncIterator[_Running]:
+        self.running += 1
+        record = Record(method=method, peer=context.peer())
+        try:
+            caller = self._admission.admit(method, context)
+            record.tenant, record.token_id = caller.tenant, caller.token_id
+            enter(caller)
+            yield _Running(method=method, caller=caller, record=record)
+            record.outcome = "OK"
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the outermost frame of every call
+            await self._refuse(context, record, error)
+        finally:
+            # Whoever fails on and on is told so, and does not fill the disk.
+            if self._audit is not None and not is_open(method) and record.outcome != "QUOTA":
+                self._audit.write(record)
+            self.running -= 1
+            self.last_end = time.monotonic()
+
+    def _request(self, raw: Any, parse: Parse, running: _Running) -> Any:
+        """The request, or the stream of requests, of which each is read when it is asked for."""
+        if not hasattr(raw, "__aiter__"):
+            return _parsed(raw, parse, running)
+
+        async def requests() -> AsyncIterator[Any]:
+            async for each in raw:
+                self._admission.check(running.caller)
+                yield _parsed(each, parse, running)
+
+        return requests()
+
+    async def _refuse(self, context: Context, record: Record, error: Exception) -> None:
         if isinstance(error, PunnetError):
-            log.info("refused", extra={"method": method, "code": error.code, "details": error.details})
+            record.outcome = error.code
+            log.info("refused", extra={"method": record.method, "code": error.code, "details": error.details})
             await abort(context, error)
+        record.outcome = "INTERNAL"
         error_id = secrets.token_hex(8)
-        log.error("call failed", exc_info=error, extra={"method": method, "error_id": error_id})
+        log.error("call failed", exc_info=error, extra={"method": record.method, "error_id": error_id})
         await abort(context, internal(error_id))
 
-    def _end(self) -> None:
-        self.running -= 1
-        self.last_end = time.monotonic()
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Running:
+    """An admitted call."""
+
+    method: str
+    caller: Caller
+    record: Record
+
+
+def _parsed(raw: bytes, parse: Parse, running: _Running) -> Any:
+    try:
+        message = parse(raw)
+    except DecodeError:
+        raise make_error(
+            "REQUEST_INVALID",
+            f"The {len(raw)} bytes that came are no request of {running.method}.",
+            "Use a client of this server's version, or its .proto files.",
+        ) from None
+    running.record.note(message)
+    return message
 
 
 class Front:
@@ -146,8 +196,9 @@ class Front:
         catalogue: catalogue_pb2_grpc.CatalogueServiceServicer,
         operator: operator_pb2_grpc.OperatorServiceServicer,
         reflection: bool,
+        calls: Calls,
     ) -> None:
-        self.calls = Calls()
+        self.calls = calls
         self.health = HealthServicer()
         self.server = grpc.aio.server(
             interceptors=(self.calls,), options=OPTIONS, maximum_concurrent_rpcs=CONCURRENT_CALLS
@@ -161,13 +212,16 @@ class Front:
         if reflection:
             _add_reflection(self.server)
 
-    async def open(self, address: str) -> int:
-        """Bind and serve; the port, or 1 for a socket.
+    async def open(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
+        """Bind and serve, over TLS where there are credentials; the port, or 1 for a socket.
 
         Raises:
-            RuntimeError: the address is taken.
+            RuntimeError: the address is taken, or the credentials can't be used.
         """
-        port = self.server.add_insecure_port(address)
+        if credentials is None:
+            port = self.server.add_insecure_port(address)
+        else:
+            port = self.server.add_secure_port(address, credentials)
         await self.server.start()
         for name in ("", *SERVICES):
             await self.health.set(name, health_pb2.HealthCheckResponse.SERVING)

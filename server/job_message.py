@@ -106,8 +106,8 @@ def error_message(error: Mapping[str, Any]) -> job_pb2.JobError:
     )
 
 
-def pool_message(pool: PoolRow) -> pool_pb2.Pool:
-    """One pool."""
+def pool_message(pool: PoolRow, tenant: str) -> pool_pb2.Pool:
+    """One pool, as this tenant sees it."""
     shrink = pool_pb2.Shrink(short_side=pool.short_side, quality=pool.quality) if pool.short_side else None
     return pool_pb2.Pool(
         name=pool.name,
@@ -120,6 +120,7 @@ def pool_message(pool: PoolRow) -> pool_pb2.Pool:
         duplicates=pool.duplicates,
         near_duplicates=pool.near_duplicates,
         shrink=shrink,
+        shared=pool.tenant != tenant,
     )
 
 

@@ -74,8 +74,8 @@ SHRINK_QUALITY = 90
 Spec = dict[str, Any]
 
 
-def compression_spec(request: compression_pb2.CompressRequest, pool_sha256: str | None) -> Spec:
-    """A compression, a validation or a plan; without `pool_sha256` the pool is left out."""
+def compression_spec(request: compression_pb2.CompressRequest, pool: Mapping[str, str] | None) -> Spec:
+    """A compression, a validation or a plan; `pool` is a reference of `pool_table`."""
     student, selection, export = request.student, request.selection, request.export
     groups = {
         "student": _set_fields(
@@ -103,8 +103,8 @@ def compression_spec(request: compression_pb2.CompressRequest, pool_sha256: str 
     }
     if selection.rule == options_pb2.SELECTION_RULE_THRESHOLD:
         groups["selection"]["threshold"] = selection.threshold
-    if pool_sha256 is not None:
-        groups["pool"] = {"name": request.pool, "sha256": pool_sha256}
+    if pool is not None:
+        groups["pool"] = dict(pool)
     return inspection_spec(request) | {name: group for name, group in groups.items() if group}
 
 
@@ -140,18 +140,18 @@ def ingest_spec(request: pool_pb2.CreatePoolRequest) -> Spec:
     return spec | {"shrink": {"short_side": request.shrink.short_side, "quality": quality}}
 
 
-def append_spec(request: pool_pb2.AppendPoolRequest, pool_sha256: str) -> Spec:
+def append_spec(request: pool_pb2.AppendPoolRequest, pool: Mapping[str, str]) -> Spec:
     """What ingest reads to append to a pool."""
     return {
         "name": request.name,
         "tars": [_file(sha256) for sha256 in request.tar_sha256],
-        "pool": {"name": request.name, "sha256": pool_sha256},
+        "pool": dict(pool),
     }
 
 
-def pool_spec(name: str, pool_sha256: str, **more: str) -> Spec:
+def pool_spec(pool: Mapping[str, str], **more: str) -> Spec:
     """What a job that only looks at a pool reads."""
-    return {"pool": {"name": name, "sha256": pool_sha256}, **more}
+    return {"pool": dict(pool), **more}
 
 
 def digests_of(spec: Mapping[str, Any]) -> set[str]:

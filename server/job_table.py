@@ -202,14 +202,21 @@ def count_in_state(db: sqlite3.Connection, tenant: str, states: Sequence[str]) -
     return int(count)
 
 
-def claim(db: sqlite3.Connection, kinds: Sequence[str]) -> tuple[JobRow, list[Event]] | None:
-    """Take the oldest queued job of these kinds: RUNNING, one epoch later."""
+def claim(
+    db: sqlite3.Connection, kinds: Sequence[str], running: int | None = None
+) -> tuple[JobRow, list[Event]] | None:
+    """Take the oldest queued job of these kinds: RUNNING, one epoch later.
+
+    Those of a tenant of whom `running` jobs of these kinds run already are passed over; None is no limit.
+    """
     marks = ",".join("?" * len(kinds))
     row = db.execute(
         "UPDATE job SET state='RUNNING', epoch=epoch+1, started=coalesce(started, ?) WHERE rowid=("
-        f"SELECT rowid FROM job WHERE state='QUEUED' AND kind IN ({marks}) ORDER BY created, id LIMIT 1)"
+        f"SELECT waiting.rowid FROM job AS waiting WHERE state='QUEUED' AND kind IN ({marks}) AND (? IS NULL OR ? > ("
+        "SELECT count(*) FROM job AS other WHERE other.state IN ('RUNNING', 'CANCELLING')"
+        f" AND other.tenant=waiting.tenant AND other.kind IN ({marks}))) ORDER BY created, id LIMIT 1)"
         f" RETURNING {JOB_COLUMNS}, spec",
-        (now_microseconds(), *kinds),
+        (now_microseconds(), *kinds, running, running, *kinds),
     ).fetchall()
     if not row:
         return None

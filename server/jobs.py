@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pu_engine.pipeline import KINDS, stage_inputs
-from punnet.errors import make_error
+from punnet.errors import PunnetError, make_error
 from server import job_table, pool_table, publishing
 from server.blobs import BlobStore
 from server.collection import Removal, remove_file
@@ -27,8 +27,10 @@ from server.folders import DataFolder, remove_tree
 from server.job_spec import digests_of, located, readable_paths
 from server.job_table import FINAL, ArtifactRow, Event, JobRow, NewJob
 from server.processes import kill_marked, kill_orphan
+from server.quotas import Quotas, over_quota
 from server.removal import remove_unpinned_blobs, sweep_job_folders, sweep_pools
 from server.stage_execution import Finished, JobContext, StageExecution, StageFailed, StageStopped
+from server.storage_quota import StorageQuota
 from server.store import Store
 from server.uninterrupted import all_ended, uninterrupted
 from server.watch import Watch
@@ -48,7 +50,6 @@ class Slots:
     compressions: int = 1
     short: int = 1
     threads: int = 1  # of each stage
-    queued: int = 8  # jobs of one tenant that wait
 
 
 @dataclass(slots=True)
@@ -69,6 +70,8 @@ class JobEngine:
         execution: StageExecution,
         watch: Watch,
         slots: Slots,
+        quotas: Quotas,
+        storage: StorageQuota,
     ) -> None:
         self._store = store
         self._data = data
@@ -76,6 +79,8 @@ class JobEngine:
         self._execution = execution
         self._watch = watch
         self._slots = slots
+        self._quotas = quotas
+        self._storage = storage
         self._running: dict[tuple[str, str], _Running] = {}
         self._queued = asyncio.Condition()
         self._workers: list[asyncio.Task[None]] = []
@@ -126,10 +131,11 @@ class JobEngine:
     async def _submit(self, new: NewJob) -> JobRow:
         folder = self._data.job(new.tenant, new.id)
         kept = False
+        lack = await self._storage.lack(new.tenant)
         try:
             async with self._pinning:
                 await asyncio.to_thread(self._blobs.pin, new.tenant, new.spec, folder)
-            job, events = await self._store.write(_accept, new, self._slots.queued)
+            job, events = await self._store.write(_accept, new, self._quotas.queued_jobs, lack)
             kept = job.id == new.id
         finally:
             if not kept:
@@ -242,7 +248,7 @@ class JobEngine:
         while not self._stopping:
             seen = self._submissions
             try:
-                claimed = await self._store.write(job_table.claim, kinds)
+                claimed = await self._store.write(job_table.claim, kinds, self._quotas.running_jobs)
             except sqlite3.Error:
                 log.exception("no job can be claimed", extra={"kinds": list(kinds)})
                 await asyncio.sleep(RETRY_SECONDS)
@@ -306,7 +312,8 @@ class JobEngine:
         job = context.job
         if job.kind == "ingest" and (made := await publishing.republish(self._store, self._data, job)):
             return made
-        spec = located(job.spec, self._data.job(job.tenant, job.id), self._data.root / "pools" / job.tenant)
+        owner = job.spec.get("pool", {}).get("owner", job.tenant)
+        spec = located(job.spec, self._data.job(job.tenant, job.id), self._data.pools(owner))
         folders: dict[str, dict[str, str]] = {}
         finished: Finished | None = None
         for stage in KINDS[job.kind]:
@@ -341,8 +348,11 @@ def _unexpected(job: JobRow, defect: Exception) -> dict[str, Any]:
     return {"code": "INTERNAL", "message": text, "remedy": remedy, "stage": "", "details": details}
 
 
-def _accept(db: sqlite3.Connection, new: NewJob, limit: int) -> tuple[JobRow, list[Event]]:
-    """Insert the job unless its request was sent before; every check that others could race is in here."""
+def _accept(db: sqlite3.Connection, new: NewJob, limit: int, lack: PunnetError | None) -> tuple[JobRow, list[Event]]:
+    """Insert the job unless its request was sent before; every check that others could race is in here.
+
+    `lack` is why the tenant's disk space allows no new one.
+    """
     earlier = job_table.job_by_request(db, new.tenant, new.request_id) if new.request_id else None
     if earlier:
         if earlier.request_hash != new.request_hash:
@@ -350,10 +360,12 @@ def _accept(db: sqlite3.Connection, new: NewJob, limit: int) -> tuple[JobRow, li
             raise make_error("REQUEST_ID_REUSED", text, "Choose a new request_id.", {"job": earlier.id})
         return earlier, []
     pool_table.check_pool(db, new.tenant, new.kind, new.spec)
+    if lack is not None:
+        raise lack
     queued = job_table.count_in_state(db, new.tenant, ("QUEUED",))
     if queued >= limit:
         text = f"{queued} jobs wait; the limit is {limit}."
-        raise make_error("QUOTA", text, "Wait for one to end.", {"limit": str(limit)})
+        raise over_quota("queued_jobs", text, "Wait for one to end.", limit=limit, retry_seconds=RETRY_SECONDS)
     events = job_table.insert_job(db, new)
     job = job_table.job_by_id(db, new.tenant, new.id)
     if job is None:

@@ -1,4 +1,4 @@
-"""The server's life: start, serve, stop. `python -I -m server --data DIR [--socket PATH | --bind HOST:PORT]`.
+"""The server's life: start, serve, stop. `python -I -m server --data DIR [--socket PATH | --listen HOST:PORT]`.
 
 One server owns a data folder. It writes DIR/server.json when it is ready and removes it at its end; it logs JSON
 lines to DIR/server.log. Exit status 2: it refuses to start, and standard error says why.
@@ -10,17 +10,14 @@ import argparse
 import asyncio
 import contextlib
 import fcntl
-import ipaddress
 import logging
 import os
 import secrets
 import signal
-import socket
 import sqlite3
-import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +25,11 @@ from pathlib import Path
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 from punnet import __version__
+from punnet.errors import PunnetError
 from punnet.large_buffers import keep_large_buffers
+from server import listening
+from server.admission import Admission
+from server.audit import AuditLog
 from server.blob_service import BlobService
 from server.blobs import BlobStore
 from server.capabilities import probe_confinement
@@ -37,18 +38,21 @@ from server.collection import Bounds
 from server.collector import Collector
 from server.compression_service import CompressionService
 from server.folders import DataFolder, write_json
-from server.front import Front
+from server.front import Calls, Front
 from server.intake_requests import IntakeRequests
 from server.jobs import JobEngine, Slots
+from server.listening import Listening, Refused, remove_dead_socket
 from server.logs import start_log
 from server.operator_service import OperatorService
-from server.page.access import Sessions, one_key
+from server.page.access import Sessions, one_key, reader
 from server.page.application import PageApplication
 from server.page.serving import PageRefused, PageServer, page_place
 from server.pool_service import PoolService
+from server.quotas import WHOLE_OPTIONS, Quotas, add_quotas, quotas_of, unlimited
 from server.runners.local import LocalRunner
 from server.schema import SchemaMismatch
 from server.stage_execution import StageExecution
+from server.storage_quota import StorageQuota
 from server.store import LOCAL_TENANT, Store
 from server.students import StudentCatalogue
 from server.watch import Watch
@@ -56,18 +60,13 @@ from server.watch import Watch
 log = logging.getLogger(__name__)
 
 EXIT_REFUSED = 2
-SOCKET_PATH_BYTES = 107
 CALLS_END_SECONDS = 2.0
 STOP_SECONDS = 1.0
 TERM_SECONDS = 2.0  # a stage that the server's end interrupts keeps its finished parts; it need not tidy up
 IDLE_CHECKS = 10
-PROBE_SECONDS = 2.0
 PAGE_KEY_BYTES = 24
 LARGEST_BOUND = 1e9
-
-
-class Refused(Exception):
-    """The server must not start like this."""
+LARGEST_GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,18 +74,14 @@ class Settings:
     """What the command line says."""
 
     data: Path
-    address: str  # as gRPC takes it
+    listening: Listening
     slots: Slots
+    quotas: Quotas  # of each tenant, where there are accounts
     idle_seconds: float | None
     reflection: bool
     allow_weak_sandbox: bool
     page: tuple[str, int] | None  # where the page listens
     bounds: Bounds  # of what is kept
-
-    @property
-    def private(self) -> bool:
-        """Only this user reaches a socket in a folder of its own; every user of the machine reaches a port."""
-        return self.address.startswith("unix:")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -99,6 +94,9 @@ def main(arguments: list[str] | None = None) -> int:
         with owned(settings.data):
             start_log(settings.data / "server.log")
             asyncio.run(serve(settings))
+    except PunnetError as error:
+        print(f"punnet server: {error} ({error.code})", file=sys.stderr)
+        return EXIT_REFUSED
     except (Refused, PageRefused, SchemaMismatch, OSError) as error:
         print(f"punnet server: {error}", file=sys.stderr)
         return EXIT_REFUSED
@@ -113,16 +111,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse_settings(arguments: list[str] | None) -> Settings:
-    """The command line, checked; raises Refused for an address that others could reach."""
+    """The command line, checked.
+
+    Raises:
+        Refused: options that can't be used.
+        PunnetError: UNSAFE_BIND.
+    """
     parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--socket", type=Path)
-    where.add_argument("--bind", metavar="HOST:PORT")
+    listening.add_arguments(parser)
     parser.add_argument("--idle-seconds", type=float)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each stage")
     parser.add_argument("--cpu-slots", type=int, default=1, help="short jobs at once: inspecting, planning, ingest")
-    parser.add_argument("--queued-jobs", type=int, default=8, help="jobs that may wait")
+    add_quotas(parser)
     parser.add_argument("--page", metavar="HOST:PORT", help="also serve the read-only page there")
     parser.add_argument("--keep-jobs-days", type=float, help="jobs go that ended so many days ago")
     parser.add_argument("--keep-results-days", type=float, help="results of stages go, so many days after their jobs")
@@ -130,13 +131,16 @@ def parse_settings(arguments: list[str] | None) -> Settings:
     parser.add_argument("--reflection", action="store_true")
     parser.add_argument("--allow-weak-sandbox", action="store_true")
     options = parser.parse_args(arguments)
-    for name in ("threads", "cpu_slots", "queued_jobs"):
+    for name in ("threads", "cpu_slots", *WHOLE_OPTIONS):
         if getattr(options, name) < 1:
             raise Refused(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}.")
+    if not 0 < options.tenant_storage_gib < LARGEST_GIB:
+        raise Refused(f"--tenant-storage-gib must be between 0 and {LARGEST_GIB}, got {options.tenant_storage_gib}.")
     return Settings(
         data=options.data.resolve(),
-        address=socket_address(options.socket.resolve()) if options.socket else loopback_address(options.bind),
-        slots=Slots(threads=options.threads, short=options.cpu_slots, queued=options.queued_jobs),
+        listening=listening.listening_of(options),
+        slots=Slots(threads=options.threads, short=options.cpu_slots),
+        quotas=quotas_of(options),
         idle_seconds=options.idle_seconds,
         reflection=options.reflection,
         allow_weak_sandbox=options.allow_weak_sandbox,
@@ -157,43 +161,6 @@ def bounds_of(options: argparse.Namespace) -> Bounds:
         result_days=options.keep_results_days,
         quota_bytes=None if quota is None else int(quota * 2**30),
     )
-
-
-def socket_address(path: Path) -> str:
-    """gRPC's name of a Unix socket; raises Refused for a path that does not fit into one."""
-    length = len(os.fsencode(path))
-    if length > SOCKET_PATH_BYTES:
-        raise Refused(f"a socket's path has at most {SOCKET_PATH_BYTES} bytes, {path} has {length}; use a shorter one.")
-    return f"unix:{path}"
-
-
-def loopback_address(bind: str) -> str:
-    """HOST:PORT on this machine only; raises Refused otherwise: there is no TLS and no token yet."""
-    host, _, port = bind.rpartition(":")
-    try:
-        name = "127.0.0.1" if host == "localhost" else host.strip("[]")
-        loopback = ipaddress.ip_address(name).is_loopback and 0 <= int(port) <= 65535
-    except ValueError:
-        raise Refused(f"--bind takes an address and a port, for instance 127.0.0.1:7860; got {bind!r}.") from None
-    if not loopback:
-        raise Refused(f"{host} can be reached from other machines, and there is no TLS; bind 127.0.0.1 instead.")
-    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
-
-
-def remove_dead_socket(path: Path) -> None:
-    """Clear the way for our socket; raises Refused where a server listens there, or where a file is no socket."""
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise Refused(f"{path} is there and is no socket; name another path, or remove it.")
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(PROBE_SECONDS)
-            probe.connect(str(path))
-    except FileNotFoundError:
-        return
-    except ConnectionRefusedError:  # nobody listens: a dead server left it
-        path.unlink(missing_ok=True)
-        return
-    raise Refused(f"another server listens at {path}; stop it, or name another path.")
 
 
 @contextlib.contextmanager
@@ -229,7 +196,7 @@ async def checked_confinement(settings: Settings) -> dict[str, bool]:
     open_ways = [name for name, stopped in found.items() if not stopped] if found else ["all"]
     if not open_ways:
         return found
-    if not settings.private and not settings.allow_weak_sandbox:
+    if not settings.listening.private and not settings.allow_weak_sandbox:
         raise Refused(
             f"confined children are not stopped here from: {', '.join(open_ways)}. Serve a private --socket, or say "
             "--allow-weak-sandbox if every user of this server is trusted."
@@ -244,8 +211,13 @@ class Server:
     def __init__(self, settings: Settings, confinement: dict[str, bool]) -> None:
         self._settings = settings
         data = DataFolder(settings.data)
+        self._accounts = settings.listening.accounts(data)
+        shared = self._accounts is not None
+        quotas = settings.quotas if shared else unlimited(settings.quotas)
+        self._audit = AuditLog(data.audit) if shared else None
         self._store = Store(data.database)
         self._blobs = BlobStore(data)
+        storage = StorageQuota(data, quotas.storage_bytes)
         self._watch = Watch(self._store)
         self._runner = LocalRunner()
         execution = StageExecution(self._store, data, self._runner, self._watch)
@@ -256,11 +228,15 @@ class Server:
             execution=execution,
             watch=self._watch,
             slots=settings.slots,
+            quotas=quotas,
+            storage=storage,
         )
         self._collector = Collector(store=self._store, data=data, engine=self._engine, bounds=settings.bounds)
         students = StudentCatalogue(settings.data / "students")
-        intake = IntakeRequests(self._blobs)
-        self._blob_service = BlobService(self._blobs, self._store, data)
+        intake = IntakeRequests(self._blobs, storage)
+        self._blob_service = BlobService(self._blobs, self._store, data, storage)
+        tls = settings.listening.tls
+        certificates = tls is not None and tls.client_ca is not None
         self._front = Front(
             compression=CompressionService(
                 engine=self._engine,
@@ -270,40 +246,47 @@ class Server:
                 students=students,
                 intake=intake,
                 confinement=confinement,
+                shared_pools=self._shared_pools,
             ),
             blob=self._blob_service,
-            pool=PoolService(self._engine, self._store),
+            pool=PoolService(self._engine, self._store, self._shared_pools),
             catalogue=CatalogueService(self._engine, students, intake),
             operator=OperatorService(self._collector),
             reflection=settings.reflection,
+            calls=Calls(Admission(self._accounts, quotas, certificates=certificates), self._audit),
         )
         self._keeping: asyncio.Task[None] | None = None
         self._page_key = secrets.token_urlsafe(PAGE_KEY_BYTES)
-        sessions = Sessions(one_key(self._page_key, LOCAL_TENANT))
+        sessions = Sessions(reader(self._accounts) if self._accounts else one_key(self._page_key, LOCAL_TENANT))
         self._page = PageApplication(
             store=self._store, data=data, blobs=self._blobs, watch=self._watch, sessions=sessions
         )
         self._page_server = PageServer(self._page.asgi())
 
+    def _shared_pools(self) -> Mapping[str, str]:
+        return self._accounts.shared_pools() if self._accounts is not None else {}
+
     async def start(self) -> None:
         """Recover what an earlier server left, open the port, say so in server.json."""
         await self._engine.recover()
-        address = self._settings.address
-        if self._settings.private:
+        address, tls = self._settings.listening.address, self._settings.listening.tls
+        credentials = tls.credentials() if tls else None
+        if self._settings.listening.private:
             remove_dead_socket(Path(address.removeprefix("unix:")))
         try:
-            port = await self._front.open(address)
+            port = await self._front.open(address, credentials)
         except RuntimeError as error:
             raise Refused(f"{address} can't be bound; is another server there? ({error})") from error
-        if not self._settings.private:
-            address = f"{address.rpartition(':')[0]}:{port}"
+        if not self._settings.listening.private:
+            address = f"{'https://' if tls else ''}{address.rpartition(':')[0]}:{port}"
         self._engine.start()
         self._keeping = asyncio.create_task(self._collector.keep_bounds(), name="collector")
         ready = {"address": address, "pid": os.getpid(), "version": __version__}
         key = {}
         if self._settings.page:
             ready["page"] = await self._open_page(*self._settings.page)
-            key = {"page_key": self._page_key}  # for this user alone: the file is not readable by others
+            # For this user alone: the file is not readable by others. With accounts the page takes their tokens.
+            key = {} if self._accounts else {"page_key": self._page_key}
         await asyncio.to_thread(write_json, self._settings.data / "server.json", ready | key)
         log.info("ready", extra=ready)
 
@@ -350,4 +333,8 @@ class Server:
         await ending
         await asyncio.to_thread(self._blobs.close)
         await asyncio.to_thread(self._store.close)
+        if self._accounts is not None:
+            self._accounts.close()
+        if self._audit is not None:
+            self._audit.close()
         log.info("stopped")

@@ -13,7 +13,8 @@ from punnet.errors import DOMAIN, TABLE, PunnetError
 # Trailing metadata is limited to 8 KiB by default, on either side.
 MESSAGE_CHARACTERS = 1000
 DETAIL_CHARACTERS = 200
-RETRY_SECONDS = {"QUOTA": 1}  # what frees itself; the client waits so long and tries again
+RETRY_SECONDS = {"QUOTA": 1.0}  # what frees itself; the client waits so long and tries again
+RETRY_DETAIL = "retry_seconds"  # of an error that knows better
 
 
 def status_of(error: PunnetError) -> status_pb2.Status:
@@ -26,7 +27,8 @@ def status_of(error: PunnetError) -> status_pb2.Status:
     status.details.add().Pack(info)
     if error.code in RETRY_SECONDS:
         retry = error_details_pb2.RetryInfo()
-        retry.retry_delay.seconds = RETRY_SECONDS[error.code]
+        seconds = float(error.details.get(RETRY_DETAIL, RETRY_SECONDS[error.code]))
+        retry.retry_delay.FromMicroseconds(round(seconds * 1e6))
         status.details.add().Pack(retry)
     return status
 

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from punnet.v1 import job_pb2 as punnet_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14punnet/v1/pool.proto\x12\tpunnet.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13punnet/v1/job.proto\"\xe7\x01\n\x04Pool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06images\x18\x02 \x01(\x03\x12\x12\n\nbad_images\x18\x03 \x01(\x03\x12\x0e\n\x06shards\x18\x04 \x01(\x05\x12\x0c\n\x04size\x18\x05 \x01(\x03\x12\x0e\n\x06sha256\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nduplicates\x18\x08 \x01(\x03\x12\x17\n\x0fnear_duplicates\x18\t \x01(\x03\x12!\n\x06shrink\x18\n \x01(\x0b\x32\x11.punnet.v1.Shrink\"-\n\x06Shrink\x12\x12\n\nshort_side\x18\x01 \x01(\x05\x12\x0f\n\x07quality\x18\x02 \x01(\x05\"l\n\x11\x43reatePoolRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\ntar_sha256\x18\x03 \x03(\t\x12!\n\x06shrink\x18\x04 \x01(\x0b\x32\x11.punnet.v1.Shrink\"1\n\x12\x43reatePoolResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.punnet.v1.Job\"\x1e\n\x0eGetPoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x0fGetPoolResponse\x12\x1d\n\x04pool\x18\x01 \x01(\x0b\x32\x0f.punnet.v1.Pool\"9\n\x10ListPoolsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"L\n\x11ListPoolsResponse\x12\x1e\n\x05pools\x18\x01 \x03(\x0b\x32\x0f.punnet.v1.Pool\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"I\n\x11\x41ppendPoolRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\ntar_sha256\x18\x03 \x03(\t\"1\n\x12\x41ppendPoolResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.punnet.v1.Job\"5\n\x11VerifyPoolRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"1\n\x12VerifyPoolResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.punnet.v1.Job\"7\n\x13\x44\x65scribePoolRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"3\n\x14\x44\x65scribePoolResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.punnet.v1.Job\"!\n\x11\x44\x65letePoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x14\n\x12\x44\x65letePoolResponse2\x94\x04\n\x0bPoolService\x12I\n\nCreatePool\x12\x1c.punnet.v1.CreatePoolRequest\x1a\x1d.punnet.v1.CreatePoolResponse\x12@\n\x07GetPool\x12\x19.punnet.v1.GetPoolRequest\x1a\x1a.punnet.v1.GetPoolResponse\x12\x46\n\tListPools\x12\x1b.punnet.v1.ListPoolsRequest\x1a\x1c.punnet.v1.ListPoolsResponse\x12I\n\nAppendPool\x12\x1c.punnet.v1.AppendPoolRequest\x1a\x1d.punnet.v1.AppendPoolResponse\x12I\n\nVerifyPool\x12\x1c.punnet.v1.VerifyPoolRequest\x1a\x1d.punnet.v1.VerifyPoolResponse\x12O\n\x0c\x44\x65scribePool\x12\x1e.punnet.v1.DescribePoolRequest\x1a\x1f.punnet.v1.DescribePoolResponse\x12I\n\nDeletePool\x12\x1c.punnet.v1.DeletePoolRequest\x1a\x1d.punnet.v1.DeletePoolResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14punnet/v1/pool.proto\x12\tpunnet.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13punnet/v1/job.proto\"\xf7\x01\n\x04Pool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06images\x18\x02 \x01(\x03\x12\x12\n\nbad_images\x18\x03 \x01(\x03\x12\x0e\n\x06shards\x18\x04 \x01(\x05\x12\x0c\n\x04size\x18\x05 \x01(\x03\x12\x0e\n\x06sha256\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nduplicates\x18\x08 \x01(\x03\x12\x17\n\x0fnear_duplicates\x18\t \x01(\x03\x12!\n\x06shrink\x18\n \x01(\x0b\x32\x11.punnet.v1.Shrink\x12\x0e\n\x06shared\x18\x0b \x01(\x08\"-\n\x06Shrink\x12\x12\n\nshort_side\x18\x01 \x01(\x05\x12\x0f\n\x07quality\x18\x02 \x01(\x05\"l\n\x11\x43reatePoolRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\ntar_sha256\x18\x03 \x03(\t\x12!\n\x06shrink\x18\x04 \x01(\x0b\x32\x11.punnet.v1.Shrink\"1\n\x12\x43reatePoolResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.punnet.v1.Job\"\x1e\n\x0eGetPoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"0\n\x0fGetPoolResponse\x12\x1d\n\x04pool\x18\x01 \x01(\x0b\x32\x0f.punnet.v1.Pool\"9\n\x10ListPoolsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"L\n\x11ListPoolsResponse\x12\x1e\n\x05pools\x18\x01 \x03(\x0b\x32\x0f.punnet.v1.Pool\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"I\n\x11\x41ppendPoolRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\ntar_sha256\x18\x03 \x03(\t\"1\n\x12\x41ppendPoolResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.punnet.v1.Job\"5\n\x11VerifyPoolRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"1\n\x12VerifyPoolResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.punnet.v1.Job\"7\n\x13\x44\x65scribePoolRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"3\n\x14\x44\x65scribePoolResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.punnet.v1.Job\"!\n\x11\x44\x65letePoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x14\n\x12\x44\x65letePoolResponse2\x94\x04\n\x0bPoolService\x12I\n\nCreatePool\x12\x1c.punnet.v1.CreatePoolRequest\x1a\x1d.punnet.v1.CreatePoolResponse\x12@\n\x07GetPool\x12\x19.punnet.v1.GetPoolRequest\x1a\x1a.punnet.v1.GetPoolResponse\x12\x46\n\tListPools\x12\x1b.punnet.v1.ListPoolsRequest\x1a\x1c.punnet.v1.ListPoolsResponse\x12I\n\nAppendPool\x12\x1c.punnet.v1.AppendPoolRequest\x1a\x1d.punnet.v1.AppendPoolResponse\x12I\n\nVerifyPool\x12\x1c.punnet.v1.VerifyPoolRequest\x1a\x1d.punnet.v1.VerifyPoolResponse\x12O\n\x0c\x44\x65scribePool\x12\x1e.punnet.v1.DescribePoolRequest\x1a\x1f.punnet.v1.DescribePoolResponse\x12I\n\nDeletePool\x12\x1c.punnet.v1.DeletePoolRequest\x1a\x1d.punnet.v1.DeletePoolResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,37 +34,37 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'punnet.v1.pool_pb2', _globa
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_POOL']._serialized_start=90
-  _globals['_POOL']._serialized_end=321
-  _globals['_SHRINK']._serialized_start=323
-  _globals['_SHRINK']._serialized_end=368
-  _globals['_CREATEPOOLREQUEST']._serialized_start=370
-  _globals['_CREATEPOOLREQUEST']._serialized_end=478
-  _globals['_CREATEPOOLRESPONSE']._serialized_start=480
-  _globals['_CREATEPOOLRESPONSE']._serialized_end=529
-  _globals['_GETPOOLREQUEST']._serialized_start=531
-  _globals['_GETPOOLREQUEST']._serialized_end=561
-  _globals['_GETPOOLRESPONSE']._serialized_start=563
-  _globals['_GETPOOLRESPONSE']._serialized_end=611
-  _globals['_LISTPOOLSREQUEST']._serialized_start=613
-  _globals['_LISTPOOLSREQUEST']._serialized_end=670
-  _globals['_LISTPOOLSRESPONSE']._serialized_start=672
-  _globals['_LISTPOOLSRESPONSE']._serialized_end=748
-  _globals['_APPENDPOOLREQUEST']._serialized_start=750
-  _globals['_APPENDPOOLREQUEST']._serialized_end=823
-  _globals['_APPENDPOOLRESPONSE']._serialized_start=825
-  _globals['_APPENDPOOLRESPONSE']._serialized_end=874
-  _globals['_VERIFYPOOLREQUEST']._serialized_start=876
-  _globals['_VERIFYPOOLREQUEST']._serialized_end=929
-  _globals['_VERIFYPOOLRESPONSE']._serialized_start=931
-  _globals['_VERIFYPOOLRESPONSE']._serialized_end=980
-  _globals['_DESCRIBEPOOLREQUEST']._serialized_start=982
-  _globals['_DESCRIBEPOOLREQUEST']._serialized_end=1037
-  _globals['_DESCRIBEPOOLRESPONSE']._serialized_start=1039
-  _globals['_DESCRIBEPOOLRESPONSE']._serialized_end=1090
-  _globals['_DELETEPOOLREQUEST']._serialized_start=1092
-  _globals['_DELETEPOOLREQUEST']._serialized_end=1125
-  _globals['_DELETEPOOLRESPONSE']._serialized_start=1127
-  _globals['_DELETEPOOLRESPONSE']._serialized_end=1147
-  _globals['_POOLSERVICE']._serialized_start=1150
-  _globals['_POOLSERVICE']._serialized_end=1682
+  _globals['_POOL']._serialized_end=337
+  _globals['_SHRINK']._serialized_start=339
+  _globals['_SHRINK']._serialized_end=384
+  _globals['_CREATEPOOLREQUEST']._serialized_start=386
+  _globals['_CREATEPOOLREQUEST']._serialized_end=494
+  _globals['_CREATEPOOLRESPONSE']._serialized_start=496
+  _globals['_CREATEPOOLRESPONSE']._serialized_end=545
+  _globals['_GETPOOLREQUEST']._serialized_start=547
+  _globals['_GETPOOLREQUEST']._serialized_end=577
+  _globals['_GETPOOLRESPONSE']._serialized_start=579
+  _globals['_GETPOOLRESPONSE']._serialized_end=627
+  _globals['_LISTPOOLSREQUEST']._serialized_start=629
+  _globals['_LISTPOOLSREQUEST']._serialized_end=686
+  _globals['_LISTPOOLSRESPONSE']._serialized_start=688
+  _globals['_LISTPOOLSRESPONSE']._serialized_end=764
+  _globals['_APPENDPOOLREQUEST']._serialized_start=766
+  _globals['_APPENDPOOLREQUEST']._serialized_end=839
+  _globals['_APPENDPOOLRESPONSE']._serialized_start=841
+  _globals['_APPENDPOOLRESPONSE']._serialized_end=890
+  _globals['_VERIFYPOOLREQUEST']._serialized_start=892
+  _globals['_VERIFYPOOLREQUEST']._serialized_end=945
+  _globals['_VERIFYPOOLRESPONSE']._serialized_start=947
+  _globals['_VERIFYPOOLRESPONSE']._serialized_end=996
+  _globals['_DESCRIBEPOOLREQUEST']._serialized_start=998
+  _globals['_DESCRIBEPOOLREQUEST']._serialized_end=1053
+  _globals['_DESCRIBEPOOLRESPONSE']._serialized_start=1055
+  _globals['_DESCRIBEPOOLRESPONSE']._serialized_end=1106
+  _globals['_DELETEPOOLREQUEST']._serialized_start=1108
+  _globals['_DELETEPOOLREQUEST']._serialized_end=1141
+  _globals['_DELETEPOOLRESPONSE']._serialized_start=1143
+  _globals['_DELETEPOOLRESPONSE']._serialized_end=1163
+  _globals['_POOLSERVICE']._serialized_start=1166
+  _globals['_POOLSERVICE']._serialized_end=1698
 # @@protoc_insertion_point(module_scope)

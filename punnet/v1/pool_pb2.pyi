@@ -36,6 +36,7 @@ class Pool(_message.Message):
     DUPLICATES_FIELD_NUMBER: _builtins.int
     NEAR_DUPLICATES_FIELD_NUMBER: _builtins.int
     SHRINK_FIELD_NUMBER: _builtins.int
+    SHARED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """1 to 63 characters of [a-z0-9-], not starting or ending with "-"."""
     images: _builtins.int
@@ -52,6 +53,8 @@ class Pool(_message.Message):
     """Images whose bytes an earlier image has."""
     near_duplicates: _builtins.int
     """Images that look like an earlier one."""
+    shared: _builtins.bool
+    """Another tenant's, which the operator lets every tenant use. It can be read, not appended to or removed."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was made, or last appended to."""
@@ -73,10 +76,11 @@ class Pool(_message.Message):
         duplicates: _builtins.int = ...,
         near_duplicates: _builtins.int = ...,
         shrink: Global___Shrink | None = ...,
+        shared: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "shrink", b"shrink"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bad_images", b"bad_images", "create_time", b"create_time", "duplicates", b"duplicates", "images", b"images", "name", b"name", "near_duplicates", b"near_duplicates", "sha256", b"sha256", "shards", b"shards", "shrink", b"shrink", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bad_images", b"bad_images", "create_time", b"create_time", "duplicates", b"duplicates", "images", b"images", "name", b"name", "near_duplicates", b"near_duplicates", "sha256", b"sha256", "shards", b"shards", "shared", b"shared", "shrink", b"shrink", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

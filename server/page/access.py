@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from server.accounts import Accounts
+
 # A token that the caller presents -> the tenant whose jobs it may read; None where it opens nothing.
 TokenCheck = Callable[[str], Awaitable[str | None]]
 
@@ -27,6 +29,16 @@ def one_key(key: str, tenant: str) -> TokenCheck:
 
     async def check(token: str) -> str | None:
         return tenant if hmac.compare_digest(token.encode(), key.encode()) else None
+
+    return check
+
+
+def reader(accounts: Accounts) -> TokenCheck:
+    """The check of a server with accounts: a live token that may read opens its tenant's jobs."""
+
+    async def check(token: str) -> str | None:
+        found = accounts.authenticate(token)
+        return found.tenant if found is not None and "read" in found.scopes else None
 
     return check
 

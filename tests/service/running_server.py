@@ -46,6 +46,7 @@ class RunningServer:
 
     folder: Path
     options: tuple[str, ...] = ()
+    port: bool = False  # of the loopback in place of a socket
     process: subprocess.Popen[bytes] | None = None
     channels: list[grpc.Channel] = field(default_factory=list)
 
@@ -62,7 +63,8 @@ class RunningServer:
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-I", "-m", "server"),
-                *("--data", str(self.data), "--socket", str(self.folder / "s")),
+                *("--data", str(self.data)),
+                *(("--listen", "127.0.0.1:0") if self.port else ("--socket", str(self.folder / "s"))),
                 *self.options,
             ],
             stderr=subprocess.PIPE,
@@ -85,8 +87,13 @@ class RunningServer:
         if self.process.stderr:
             self.process.stderr.close()
 
+    @property
+    def address(self) -> str:
+        """Where it listens, as its clients take it."""
+        return str(json.loads((self.data / "server.json").read_text())["address"])
+
     def channel(self) -> grpc.Channel:
-        channel = grpc.insecure_channel(f"unix:{self.folder / 's'}", options=[("grpc.use_local_subchannel_pool", 1)])
+        channel = grpc.insecure_channel(self.address, options=[("grpc.use_local_subchannel_pool", 1)])
         self.channels.append(channel)
         return channel
 

@@ -14,6 +14,7 @@ from tests.service.running_server import RunningServer, image_tar, reason
 
 SHA256 = "a" * 64
 Change = Callable[[compression_pb2.CompressRequest], object]
+POOL = {"name": "web", "sha256": "c" * 64}
 
 
 def request() -> compression_pb2.CompressRequest:
@@ -27,7 +28,7 @@ def request() -> compression_pb2.CompressRequest:
 
 def test_smallest_request_is_accepted_and_leaves_the_defaults_to_the_engine() -> None:
     check_compression(request(), pool_needed=True)
-    spec = compression_spec(request(), "c" * 64)
+    spec = compression_spec(request(), POOL)
     assert spec == {
         "teacher": {"sha256": SHA256},
         "images": {"files": [{"label": label, "image": {"sha256": "b" * 64}} for label in ("cat", "dog")]},
@@ -182,7 +183,7 @@ def test_all_options_reach_the_spec_under_the_engines_names() -> None:
     whole.distillation.label_weight = 0.0
     whole.export.targets.append("cpu")
     whole.seed = 7
-    spec = compression_spec(whole, "c" * 64)
+    spec = compression_spec(whole, POOL)
     assert spec["external_data"] == {"w.bin": {"sha256": "d" * 64}}
     assert spec["preprocessing"] == {"layout": "flat", "channels": "GRAY"}
     assert spec["student"] == {"name": "resnet18"}
@@ -196,7 +197,7 @@ def test_stage_reads_the_jobs_blobs_as_one_folder(folder: object) -> None:
     from pathlib import Path
 
     blobs, pools = Path(str(folder)) / "job", Path(str(folder)) / "pools"
-    spec = located(compression_spec(request(), "c" * 64), blobs, pools)
+    spec = located(compression_spec(request(), POOL), blobs, pools)
     assert spec["teacher"] == {"path": str(blobs.resolve() / SHA256), "sha256": SHA256}
     assert readable_paths(spec, blobs) == sorted([blobs.resolve(), (pools / "web" / ("c" * 64)).resolve()])
 

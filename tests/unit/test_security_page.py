@@ -8,7 +8,7 @@ from typing import Any
 
 from pu_engine import canonicalisation, guard_limits, images, labelled, pipeline
 from punnet.errors import TABLE
-from server import confine, front, manifest
+from server import audit, blob_service, confine, front, manifest, quotas
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "security.md").read_text()
@@ -21,6 +21,9 @@ MODULES: dict[str, Any] = {
     "pipeline": pipeline,
     "front": front,
     "manifest": manifest,
+    "quotas": quotas,
+    "audit": audit,
+    "blob_service": blob_service,
 }
 ROW = re.compile(r"^\| `([a-z_]+(?:\.\w+)+)`[^|]*\| ([^|]+) \|$", re.MULTILINE)
 
@@ -44,7 +47,9 @@ def test_every_limit_of_the_guard_is_on_the_page() -> None:
 
 
 def test_codes_and_tests_that_the_page_names_exist() -> None:
-    codes = set(re.findall(r"`((?:MODEL|STAGE|IMAGE|ARCHIVE|UNSUPPORTED)_[A-Z_]+)`", PAGE))
+    codes = set(
+        re.findall(r"`((?:MODEL|STAGE|IMAGE|ARCHIVE|UNSUPPORTED|TOKEN|SCOPE|UNSAFE|DIGEST|ARTIFACT)_[A-Z_]+)`", PAGE)
+    )
     assert len(codes) > 10
     assert codes <= set(TABLE)
     named = set(re.findall(r"`(test_\w+\.py)`", PAGE))

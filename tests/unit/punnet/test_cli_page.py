@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 
 from punnet.cli import app
 from punnet.errors import TABLE
+from server import accounts_command
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "cli.md").read_text()
 
@@ -21,6 +23,17 @@ def commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from commands(command, f"{prefix}{name} ")
         else:
             yield prefix + name, command
+
+
+def options_of(parser: argparse.ArgumentParser) -> set[str]:
+    """Of a parser of the server's and of those below it."""
+    found: set[str] = set()
+    for action in parser._actions:
+        found |= set(action.option_strings)
+        if isinstance(action.choices, dict):
+            for below in action.choices.values():
+                found |= options_of(below)
+    return found
 
 
 def test_every_command_is_on_the_page() -> None:
@@ -43,7 +56,8 @@ def test_every_option_is_on_the_page() -> None:
 def test_page_has_no_option_that_is_not_there() -> None:
     root = typer.main.get_command(app)
     known = {o for _, command in commands(root) for p in command.params for o in p.opts}
-    known |= {"--version", "--help", "--bind"}  # of the root, of every command, and of the server
+    known |= {o for p in root.params for o in p.opts} | options_of(accounts_command.parser())
+    known |= {"--help", "--listen"}  # of every command, and of the server
     assert set(re.findall(r"--[a-z][a-z-]*", PAGE)) - known == set()
 
 

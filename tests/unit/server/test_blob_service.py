@@ -14,10 +14,13 @@ import pytest
 
 from punnet.v1 import blob_pb2, blob_pb2_grpc
 from server import blob_service
+from server.admission import Admission
 from server.blob_service import BlobService
 from server.blobs import CONCURRENT_UPLOADS, BlobStore, Digest
 from server.folders import DataFolder
 from server.front import Calls
+from server.quotas import Quotas
+from server.storage_quota import StorageQuota
 from server.store import LOCAL_TENANT, Store
 from tests.service.running_server import reason
 
@@ -44,8 +47,10 @@ def test_silent_uploads_end_and_keep_what_came(tmp_path: Path, monkeypatch: pyte
     contents = [os.urandom(2 * PART_BYTES) for _ in range(CONCURRENT_UPLOADS)]
 
     async def scenario() -> None:
-        server = grpc.aio.server(interceptors=(Calls(),))
-        blob_pb2_grpc.add_BlobServiceServicer_to_server(BlobService(blobs, store, data), server)
+        server = grpc.aio.server(interceptors=(Calls(Admission(None, Quotas())),))
+        blob_pb2_grpc.add_BlobServiceServicer_to_server(
+            BlobService(blobs, store, data, StorageQuota(data, None)), server
+        )
         server.add_insecure_port(f"unix:{tmp_path / 's'}")
         await server.start()
         async with grpc.aio.insecure_channel(f"unix:{tmp_path / 's'}") as channel:

@@ -16,6 +16,7 @@ from server.blobs import BlobStore
 from server.folders import DataFolder
 from server.intake_requests import IntakeRequests
 from server.job_spec import inspection_spec
+from server.storage_quota import StorageQuota
 
 TENANT = "local"
 
@@ -33,7 +34,8 @@ def prepare(store: BlobStore, teacher: str, contents: list[bytes]) -> None:
         teacher=options_pb2.Teacher(sha256=teacher),
         images=options_pb2.LabelledImages(inline=options_pb2.InlineImages(images=rows)),
     )
-    asyncio.run(IntakeRequests(store).prepare(TENANT, request, inspection_spec(request)))
+    unlimited = StorageQuota(DataFolder(Path()), None)
+    asyncio.run(IntakeRequests(store, unlimited).prepare(TENANT, request, inspection_spec(request)))
 
 
 def test_inline_images_become_blobs(store: BlobStore) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,23 @@ def test_oldest_queued_job_of_the_kind_is_claimed_once(store: Store) -> None:
     new_job(store, "c")
     assert [claimed(store).id, claimed(store).id] == ["b", "c"]
     assert write(store, job_table.claim, ("compress",)) is None
+
+
+def test_jobs_of_a_tenant_with_enough_running_are_passed_over(store: Store) -> None:
+    for job_id, kind, tenant in (("a", "compress", "busy"), ("b", "compress", "busy"), ("c", "compress", "other")):
+        new_job(store, job_id, kind, tenant)
+    new_job(store, "d", "ingest", "busy")
+
+    def claim(kind: str) -> str | None:
+        found = write(store, job_table.claim, (kind,), 1)
+        return found[0].id if found else None
+
+    assert [claim("compress"), claim("compress"), claim("compress")] == ["a", "c", None]
+    assert claim("ingest") == "d"  # short jobs have slots of their own
+    write(store, job_table.request_cancel, "busy", "a")
+    assert claim("compress") is None  # its processes are not gone yet
+    write(store, job_table.finish, write(store, job_table.job_by_id, "busy", "a"), "FAILED", None, ())
+    assert claim("compress") == "b"
 
 
 def test_spec_is_read_with_the_claim_only(store: Store) -> None:
@@ -187,13 +205,39 @@ def test_version_that_a_job_reads_is_needed_until_it_ends(store: Store) -> None:
     write(store, pool_table.put_pool, pool_row("1"))
     write(store, pool_table.mark_ready, pool_row("1"))
     assert write(store, pool_table.versions_needed) == {("local", "web", "0"), ("local", "web", "1")}
-    assert write(store, pool_table.version_for, "local", "web", "r") == "0"
-    assert write(store, pool_table.version_for, "local", "web", "") == "1"
+    assert write(store, pool_table.pool_reference, "local", "web", "r", {}) == {"name": "web", "sha256": "0"}
+    assert write(store, pool_table.pool_reference, "local", "web", "", {}) == {"name": "web", "sha256": "1"}
     assert refusal(store, pool_table.delete_pool, "local", "web") == "POOL_IN_USE"
     write(store, job_table.finish, claimed(store), "FAILED", None, ())
     assert write(store, pool_table.versions_needed) == {("local", "web", "1")}
     write(store, pool_table.delete_pool, "local", "web")
     assert refusal(store, pool_table.delete_pool, "local", "web") == "POOL_NOT_FOUND"
+
+
+def test_shared_pool_is_found_behind_ones_own_and_kept_for_its_readers(store: Store) -> None:
+    shared = {"web": "local"}
+    write(store, pool_table.put_pool, pool_row("0"))
+    assert write(store, pool_table.find_pool, "other", "web", shared) is None  # it is not ready
+    write(store, pool_table.mark_ready, pool_row("0"))
+    assert write(store, pool_table.find_pool, "other", "web", {}) is None
+    reference = write(store, pool_table.pool_reference, "other", "web", "", shared)
+    assert reference == {"name": "web", "sha256": "0", "owner": "local"}
+    assert [pool.name for pool in write(store, pool_table.pools_after, "other", "", 5, shared)] == ["web"]
+    assert write(store, pool_table.pools_after, "other", "web", 5, shared) == []
+    write(store, pool_table.check_pool, "other", "compress", {"pool": reference})
+    new_job(store, "a", tenant="other", spec={"pool": reference}, request_id="r")
+    write(store, pool_table.put_pool, pool_row("1", "b"))
+    write(store, pool_table.mark_ready, pool_row("1", "b"))
+    assert ("local", "web", "0") in write(store, pool_table.versions_needed)
+    assert write(store, pool_table.pool_reference, "other", "web", "r", {}) == reference
+    with pytest.raises(PunnetError) as refused:
+        write(store, pool_table.delete_pool, "local", "web")
+    assert refused.value.code == "POOL_IN_USE"
+    assert "job" not in refused.value.details  # it is another tenant's
+    own = replace(pool_row("2", "c"), tenant="other")
+    write(store, pool_table.put_pool, own)
+    write(store, pool_table.mark_ready, own)
+    assert write(store, pool_table.find_pool, "other", "web", shared).sha256 == "2"
 
 
 def test_job_that_names_a_replaced_version_is_to_be_sent_again(store: Store) -> None:

@@ -18,8 +18,10 @@ from server import job_table
 from server.blobs import BlobStore
 from server.folders import DataFolder
 from server.jobs import JobEngine, Slots
+from server.quotas import Quotas, unlimited
 from server.runners.local import LocalRunner
 from server.stage_execution import StageExecution
+from server.storage_quota import StorageQuota
 from server.store import Store
 from server.watch import Watch
 
@@ -41,7 +43,9 @@ class Appliance:
             blobs=self.blobs,
             execution=self.execution,
             watch=self.watch,
-            slots=Slots(queued=queued),
+            slots=Slots(),
+            quotas=unlimited(Quotas(queued_jobs=queued)),
+            storage=StorageQuota(self.data, None),
         )
 
     async def ingest(self, name: str, content: bytes = b"no tar", request_id: str = "") -> job_table.JobRow:

@@ -16,6 +16,14 @@ def test_a_quota_tells_when_to_try_again() -> None:
     assert (info.reason, retry.retry_delay.seconds) == ("QUOTA", 1)
 
 
+def test_error_that_knows_better_says_how_long_to_wait() -> None:
+    details = {"quota": "calls_a_minute", "limit": "60", "retry_seconds": "0.25"}
+    status = status_of(make_error("QUOTA", "60 calls a minute are admitted; they are used up.", "Wait.", details))
+    retry = error_details_pb2.RetryInfo()
+    assert status.details[1].Unpack(retry)
+    assert retry.retry_delay.ToMilliseconds() == 250
+
+
 def test_what_waiting_does_not_mend_has_no_retry_info() -> None:
     status = status_of(make_error("REQUEST_INVALID", "Field seed: must be 0 or more; got -1.", "Correct the field."))
     assert len(status.details) == 1

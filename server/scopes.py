@@ -1,0 +1,46 @@
+"""What each method asks of a token. A method that is not in the table is refused."""
+
+from __future__ import annotations
+
+# Load balancers and probes have no token, and health tells them nothing but whether the server serves.
+OPEN_SERVICES = ("grpc.health.v1.Health",)
+
+SCOPE_OF = {
+    "/punnet.v1.CompressionService/Compress": "submit",
+    "/punnet.v1.CompressionService/PlanCompression": "submit",
+    "/punnet.v1.CompressionService/GetJob": "read",
+    "/punnet.v1.CompressionService/ListJobs": "read",
+    "/punnet.v1.CompressionService/WatchJob": "read",
+    "/punnet.v1.CompressionService/CancelJob": "submit",
+    "/punnet.v1.CompressionService/DeleteJob": "submit",
+    "/punnet.v1.CompressionService/GetCapabilities": "read",
+    "/punnet.v1.BlobService/FindMissingBlobs": "submit",
+    "/punnet.v1.BlobService/GetUploadStatus": "submit",
+    "/punnet.v1.BlobService/UploadBlob": "submit",
+    "/punnet.v1.BlobService/DownloadBlob": "read",
+    "/punnet.v1.PoolService/CreatePool": "submit",
+    "/punnet.v1.PoolService/AppendPool": "submit",
+    "/punnet.v1.PoolService/VerifyPool": "submit",
+    "/punnet.v1.PoolService/DescribePool": "submit",
+    "/punnet.v1.PoolService/GetPool": "read",
+    "/punnet.v1.PoolService/ListPools": "read",
+    "/punnet.v1.PoolService/DeletePool": "submit",
+    "/punnet.v1.CatalogueService/InspectTeacher": "submit",
+    "/punnet.v1.CatalogueService/ListStudents": "read",
+    "/punnet.v1.OperatorService/CollectGarbage": "admin",  # of every tenant
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": "read",
+}
+
+# These move bytes in pieces that the client chooses: they have a rate of their own beside that of all other calls.
+TRANSFERS = frozenset(
+    {
+        "/punnet.v1.BlobService/GetUploadStatus",
+        "/punnet.v1.BlobService/UploadBlob",
+        "/punnet.v1.BlobService/DownloadBlob",
+    }
+)
+
+
+def is_open(method: str) -> bool:
+    """Whether a method needs no token."""
+    return method.split("/")[1] in OPEN_SERVICES
