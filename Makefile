@@ -8,8 +8,9 @@ FRAMEWORKS_VENV := .venv-frameworks
 PROTOS := $(wildcard proto/punnet/v1/*.proto)
 
 COUNT ?= 100000
+CALLS ?= 10000
 
-.PHONY: setup demo test test-slow test-frameworks fuzz lint proto proto-check bench clean
+.PHONY: setup demo test test-slow test-frameworks fuzz fuzz-rpc lint proto proto-check bench clean
 
 setup: $(STAMP)
 
@@ -31,6 +32,9 @@ test-slow: $(STAMP) node_modules/.installed
 
 fuzz: $(STAMP)
 	$(BIN)/python -m tests.hostile.fuzz --count $(COUNT)
+
+fuzz-rpc: $(STAMP)
+	$(BIN)/python -m tests.hostile.rpc_fuzz --count $(CALLS)
 
 # Trains and exports models of other frameworks, for which it needs 5 GB of their packages.
 $(FRAMEWORKS_VENV)/.installed: pyproject.toml constraints.txt
