@@ -6,6 +6,7 @@ It fails closed: a method without a row in `scopes` is refused, whatever the tok
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from server.store import LOCAL_TENANT
 Context = grpc.aio.ServicerContext[Any, Any]
 BEARER = "Bearer "
 MINUTE_SECONDS = 60.0
+OPEN_CALLS_RETRY_SECONDS = 5.0
 PEERS = 10_000  # remembered for their failures; an attacker with more addresses gains nothing but shorter answers
 
 
@@ -39,10 +41,12 @@ class Admission:
         self._certificates = certificates
         self._calls = Rate("calls_a_minute", quotas.calls_a_minute)
         self._transfers = Rate("transfers_a_minute", quotas.transfers_a_minute)
+        self._open_calls = quotas.open_calls
+        self._open: Counter[str] = Counter()
         self._failures = Failures(quotas.failures_a_minute)
 
     def admit(self, method: str, context: Context) -> Caller:
-        """Who calls.
+        """Who calls; `leave` ends what this begins.
 
         Raises:
             PunnetError: TOKEN_INVALID, SCOPE_MISSING, QUOTA.
@@ -56,8 +60,22 @@ class Admission:
         scope = SCOPE_OF.get(method)
         if scope is None or scope not in token.scopes:
             raise _scope_missing(method, scope, token)
+        if self._open_calls is not None and self._open[token.tenant] >= self._open_calls:
+            raise over_quota(
+                "open_calls",
+                f"{self._open_calls} calls of this tenant are open at once; that is the limit.",
+                "End some of what watches jobs, or ask the operator to raise the limit.",
+                limit=self._open_calls,
+                retry_seconds=OPEN_CALLS_RETRY_SECONDS,
+            )
         (self._transfers if method in TRANSFERS else self._calls).take(token.tenant)
+        self._open[token.tenant] += 1
         return Caller(tenant=token.tenant, token_id=token.id)
+
+    def leave(self, caller: Caller) -> None:
+        """The call of an admitted caller has ended."""
+        if caller.token_id:
+            self._open[caller.tenant] -= 1
 
     def check(self, caller: Caller) -> None:
         """Whether a call that goes on may go on; raises PunnetError TOKEN_INVALID where its token ended meanwhile."""

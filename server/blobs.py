@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -33,7 +33,7 @@ DOWNLOAD_CHUNK_BYTES = 1 << 20  # with freed buffers kept, a sixth less processo
 REHASH_BYTES = 1 << 20
 DISK_THREADS = 4
 SYNC_THREADS = 16  # the filesystem commits their syncs together: a thousand files take a third to a half of the time
-CONCURRENT_UPLOADS = 4
+CONCURRENT_UPLOADS = 4  # of one tenant: slow ones of another must not hold them all
 ONE_WRITER_SECONDS = 45.0  # longer than keepalive takes to find a dead client
 
 T = TypeVar("T")
@@ -70,7 +70,7 @@ class BlobStore:
         self._threads = ThreadPoolExecutor(DISK_THREADS, thread_name_prefix="blobs")
         # A lock lives as long as streams hold it or wait for it.
         self._writers: WeakValueDictionary[tuple[str, Digest], asyncio.Lock] = WeakValueDictionary()
-        self._uploads = 0
+        self._uploads: Counter[str] = Counter()
 
     async def in_thread(self, function: Callable[..., T], *arguments: object) -> T:
         """Run on the disk threads, to the end even where the caller is cancelled; a full disk becomes DISK_FULL."""
@@ -154,7 +154,7 @@ class BlobStore:
             PunnetError: QUOTA, DISK_FULL, or UNAVAILABLE while another stream writes the same blob.
         """
         async with self._only_writer(tenant, digest):
-            with self._slot():
+            with self._slot(tenant):
                 upload = await _result(self._start(self._open, tenant, digest), unclaimed=_close_unused)
                 try:
                     yield upload
@@ -237,17 +237,20 @@ class BlobStore:
             lock.release()
 
     @contextlib.contextmanager
-    def _slot(self) -> Iterator[None]:
-        if self._uploads >= CONCURRENT_UPLOADS:
+    def _slot(self, tenant: str) -> Iterator[None]:
+        if self._uploads[tenant] >= CONCURRENT_UPLOADS:
             limit = str(CONCURRENT_UPLOADS)
             raise make_error(
-                "QUOTA", f"{limit} uploads run; that is the limit.", "Try again in a moment.", {"limit": limit}
+                "QUOTA",
+                f"{limit} uploads run; that is the limit.",
+                "Try again in a moment.",
+                {"quota": "uploads", "limit": limit},
             )
-        self._uploads += 1
+        self._uploads[tenant] += 1
         try:
             yield
         finally:
-            self._uploads -= 1
+            self._uploads[tenant] -= 1
 
     def _open(self, tenant: str, digest: Digest) -> Upload | None:
         if self._blob(tenant, digest).exists():

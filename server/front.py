@@ -122,6 +122,7 @@ class Calls(grpc.aio.ServerInterceptor):
     async def _admitted(self, method: str, context: Context) -> AsyncIterator[_Running]:
         self.running += 1
         record = Record(method=method, peer=context.peer())
+        caller: Caller | None = None
         try:
             caller = self._admission.admit(method, context)
             record.tenant, record.token_id = caller.tenant, caller.token_id
@@ -136,6 +137,8 @@ class Calls(grpc.aio.ServerInterceptor):
             # Whoever fails on and on is told so, and does not fill the disk.
             if self._audit is not None and not is_open(method) and record.outcome != "QUOTA":
                 self._audit.write(record)
+            if caller is not None:
+                self._admission.leave(caller)
             self.running -= 1
             self.last_end = time.monotonic()
 

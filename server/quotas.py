@@ -22,11 +22,19 @@ class Quotas:
     queued_jobs: int = 8
     calls_a_minute: int | None = 60
     transfers_a_minute: int | None = 6000
+    open_calls: int | None = 128  # watches, above all; the server has room for 512
     failures_a_minute: int = 10  # of a peer without a valid token, before it is only told to stop
 
 
 DEFAULTS = Quotas()
-WHOLE_OPTIONS = ("tenant_running_jobs", "queued_jobs", "calls_a_minute", "transfers_a_minute", "failures_a_minute")
+WHOLE_OPTIONS = (
+    "tenant_running_jobs",
+    "queued_jobs",
+    "calls_a_minute",
+    "transfers_a_minute",
+    "open_calls",
+    "failures_a_minute",
+)
 
 
 def add_quotas(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +54,7 @@ def add_quotas(parser: argparse.ArgumentParser) -> None:
         default=DEFAULTS.transfers_a_minute,
         help="uploads and downloads of one tenant",
     )
+    parser.add_argument("--open-calls", type=int, default=DEFAULTS.open_calls, help="of one tenant at once")
     parser.add_argument(
         "--failures-a-minute", type=int, default=DEFAULTS.failures_a_minute, help="of a peer without a valid token"
     )
@@ -59,6 +68,7 @@ def quotas_of(options: argparse.Namespace) -> Quotas:
         queued_jobs=options.queued_jobs,
         calls_a_minute=options.calls_a_minute,
         transfers_a_minute=options.transfers_a_minute,
+        open_calls=options.open_calls,
         failures_a_minute=options.failures_a_minute,
     )
 
@@ -71,6 +81,7 @@ def unlimited(quotas: Quotas) -> Quotas:
         queued_jobs=quotas.queued_jobs,
         calls_a_minute=None,
         transfers_a_minute=None,
+        open_calls=None,
         failures_a_minute=quotas.failures_a_minute,
     )
 

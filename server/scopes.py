@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-# Load balancers and probes have no token, and health tells them nothing but whether the server serves.
-OPEN_SERVICES = ("grpc.health.v1.Health",)
+# Load balancers and probes have no token; this tells them nothing but whether the server serves, and ends at once.
+OPEN_METHODS = ("/grpc.health.v1.Health/Check",)
 
 SCOPE_OF = {
     "/punnet.v1.CompressionService/Compress": "submit",
@@ -28,6 +28,7 @@ SCOPE_OF = {
     "/punnet.v1.CatalogueService/InspectTeacher": "submit",
     "/punnet.v1.CatalogueService/ListStudents": "read",
     "/punnet.v1.OperatorService/CollectGarbage": "admin",  # of every tenant
+    "/grpc.health.v1.Health/Watch": "read",
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": "read",
 }
 
@@ -43,4 +44,4 @@ TRANSFERS = frozenset(
 
 def is_open(method: str) -> bool:
     """Whether a method needs no token."""
-    return method.split("/")[1] in OPEN_SERVICES
+    return method in OPEN_METHODS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -151,6 +152,51 @@ def test_one_tenants_jobs_wait_for_each_other_and_not_for_anothers(folder: Path,
         assert [state(busy, job) for job in waiting] == [job_pb2.JOB_STATE_QUEUED] * 2
         for job in (first, *waiting):
             busy.compression.CancelJob(compression_pb2.CancelJobRequest(id=job.id))
+
+
+def test_open_streams_of_one_tenant_leave_room_for_another(folder: Path, slow_tar: bytes) -> None:
+    with serving(folder, "--open-calls", "3") as server:
+        greedy, other = server.tenant("greedy"), server.tenant("other")
+        for tenant in (greedy, other):
+            tenant.blobs.UploadBlob(chunks(slow_tar))
+        job = ingest(greedy, "a", hashlib.sha256(slow_tar).hexdigest())
+        server.pause_stages()
+        watches = [greedy.compression.WatchJob(compression_pb2.WatchJobRequest(id=job.id)) for _ in range(3)]
+        for watch in watches:
+            next(watch)
+        assert over_quota(lambda: greedy.compression.ListJobs(LIST))[0] == "open_calls"
+        other.compression.ListJobs(LIST)
+        watches[0].cancel()
+
+        def admitted_again() -> bool:
+            try:
+                greedy.compression.ListJobs(LIST)
+            except grpc.RpcError:
+                return False
+            return True
+
+        until(admitted_again)
+
+
+def test_slow_uploads_of_one_tenant_leave_room_for_another(folder: Path) -> None:
+    with serving(folder) as server:
+        slow, other = server.tenant("slow"), server.tenant("other")
+        ended, begun = threading.Event(), threading.Semaphore(0)
+
+        def drip(data: bytes) -> Iterator[blob_pb2.UploadBlobRequest]:
+            (message,) = chunks(data)
+            message.finish = False
+            yield message
+            begun.release()
+            ended.wait(30)
+
+        calls = [slow.blobs.UploadBlob.future(drip(os.urandom(9))) for _ in range(4)]
+        for _ in calls:
+            assert begun.acquire(timeout=10)
+        until(lambda: len(list((server.data / "blobs" / "slow" / "partial").glob("*"))) == 4)
+        assert over_quota(lambda: slow.blobs.UploadBlob(chunks(b"a fifth")))[0] == "uploads"
+        assert other.blobs.UploadBlob(chunks(b"of another")).committed_size == 10
+        ended.set()
 
 
 def test_audit_log_names_calls_tenants_and_outcomes(folder: Path) -> None:

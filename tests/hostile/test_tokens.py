@@ -84,9 +84,11 @@ def test_token_counts_only_as_the_one_bearer(
     assert refusal(lambda: accounts_server.compression.ListJobs(LIST, metadata=sent))[1] == "TOKEN_INVALID"
 
 
-def test_health_needs_no_token(accounts_server: AccountsServer) -> None:
-    answer = health_pb2_grpc.HealthStub(accounts_server.channel()).Check(health_pb2.HealthCheckRequest(), timeout=10)
+def test_health_is_told_without_a_token_and_not_watched(accounts_server: AccountsServer) -> None:
+    health = health_pb2_grpc.HealthStub(accounts_server.channel())
+    answer = health.Check(health_pb2.HealthCheckRequest(), timeout=10)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    assert refusal(lambda: next(health.Watch(health_pb2.HealthCheckRequest(), timeout=10)))[1] == "TOKEN_INVALID"
 
 
 def test_revoked_token_ends_its_open_streams_and_later_calls(accounts_server: AccountsServer) -> None:

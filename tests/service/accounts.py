@@ -23,13 +23,14 @@ from punnet.v1 import (
     catalogue_pb2_grpc,
     compression_pb2,
     compression_pb2_grpc,
+    operator_pb2,
     pool_pb2,
     pool_pb2_grpc,
 )
 from tests.service.running_server import RunningServer, reason
 
 CALL_SECONDS = 60.0
-FILES = (compression_pb2, blob_pb2, pool_pb2, catalogue_pb2)
+FILES = (compression_pb2, blob_pb2, pool_pb2, catalogue_pb2, operator_pb2)
 
 
 def services() -> list[ServiceDescriptor]:

@@ -93,6 +93,7 @@ def test_table_of_quotas_is_the_codes() -> None:
         "queued-jobs": DEFAULTS.queued_jobs,
         "calls-a-minute": DEFAULTS.calls_a_minute,
         "transfers-a-minute": DEFAULTS.transfers_a_minute,
+        "open-calls": DEFAULTS.open_calls,
         "failures-a-minute": DEFAULTS.failures_a_minute,
     }
 

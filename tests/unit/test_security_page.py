@@ -8,7 +8,7 @@ from typing import Any
 
 from pu_engine import canonicalisation, guard_limits, images, labelled, pipeline
 from punnet.errors import TABLE
-from server import audit, blob_service, confine, front, manifest, quotas
+from server import audit, blob_service, blobs, confine, front, manifest, quotas
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "security.md").read_text()
@@ -24,6 +24,7 @@ MODULES: dict[str, Any] = {
     "quotas": quotas,
     "audit": audit,
     "blob_service": blob_service,
+    "blobs": blobs,
 }
 ROW = re.compile(r"^\| `([a-z_]+(?:\.\w+)+)`[^|]*\| ([^|]+) \|$", re.MULTILINE)
 
