@@ -259,7 +259,12 @@ class Server:
         self._page_key = secrets.token_urlsafe(PAGE_KEY_BYTES)
         sessions = Sessions(reader(self._accounts) if self._accounts else one_key(self._page_key, LOCAL_TENANT))
         self._page = PageApplication(
-            store=self._store, data=data, blobs=self._blobs, watch=self._watch, sessions=sessions
+            store=self._store,
+            data=data,
+            blobs=self._blobs,
+            watch=self._watch,
+            sessions=sessions,
+            shared_pools=self._shared_pools,
         )
         self._page_server = PageServer(self._page.asgi())
 

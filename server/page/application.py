@@ -31,7 +31,7 @@ from server.page.access import Sessions
 from server.page.guard import COOKIE, REPORT_POLICY, Guard, peer_of, session_secret, too_many_guesses
 from server.page.view import REPORT_PAGE, live_view, moment, results_view, span, stage_at
 from server.page_token import parse_token, to_token
-from server.pool_table import pools_after
+from server.pool_table import SharedPools, pools_after
 from server.store import Store, now_microseconds
 from server.watch import Watch
 
@@ -55,7 +55,17 @@ KIND_WORDS = {
 class PageApplication:
     """The page of one server."""
 
-    def __init__(self, *, store: Store, data: DataFolder, blobs: BlobStore, watch: Watch, sessions: Sessions) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        data: DataFolder,
+        blobs: BlobStore,
+        watch: Watch,
+        sessions: Sessions,
+        shared_pools: SharedPools,
+    ) -> None:
+        self._shared_pools = shared_pools
         self._store = store
         self._data = data
         self._blobs = blobs
@@ -87,7 +97,7 @@ class PageApplication:
         rows = await self._store.read(job_table.jobs_before, tenant, before, PAGE_SIZE + 1)
         page, more = rows[:PAGE_SIZE], rows[PAGE_SIZE:]
         subjects = await self._store.read(job_table.subjects, tenant, [job.id for job in page])
-        pools = await self._store.read(pools_after, tenant, "", POOLS)
+        pools = await self._store.read(pools_after, tenant, "", POOLS, self._shared_pools())
         older = to_token(page[-1].created, page[-1].id) if more else ""
         active = any(job.state not in FINAL for job in page)
         return self._page(

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
+import json
 import threading
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import grpc
 import pytest
@@ -117,6 +120,38 @@ def test_revoked_token_ends_its_open_streams_and_later_calls(accounts_server: Ac
     watcher.join(20)
     assert ended == [grpc.StatusCode.UNAUTHENTICATED]
     assert refusal(lambda: tenant.compression.ListJobs(LIST))[1] == "TOKEN_INVALID"
+
+
+def test_page_opens_to_a_token_that_may_read_and_shows_its_tenant(folder: Path) -> None:
+    server = AccountsServer(folder, options=("--require-tokens", "--page", "127.0.0.1:0", "--calls-a-minute", "1000"))
+    server.start()
+    try:
+        record = json.loads((server.data / "server.json").read_text())
+        assert "page_key" not in record
+        tenant = server.tenant("acme")
+        tar = image_tar(3)
+        tenant.blobs.UploadBlob(chunks(tar))
+        request = pool_pb2.CreatePoolRequest(name="p", tar_sha256=[hashlib.sha256(tar).hexdigest()])
+        job = tenant.pools.CreatePool(request).job
+
+        def status(path: str, token: str) -> int:
+            connection = http.client.HTTPConnection(urlsplit(record["page"]).netloc, timeout=20)
+            connection.request("GET", path, headers={"Authorization": f"Bearer {token}"})
+            answer = connection.getresponse()
+            answer.read()
+            connection.close()
+            return answer.status
+
+        reader, stranger = server.token("acme", "read"), server.token("other", "read")
+        assert (status("/", reader), status(f"/jobs/{job.id}", reader)) == (200, 200)
+        assert (status("/", stranger), status(f"/jobs/{job.id}", stranger)) == (200, 404)
+        opens_nothing = status("/", "")
+        assert opens_nothing >= 300
+        assert status("/", server.token("acme", "submit")) == opens_nothing
+        server.command("token", "revoke", reader.split("_")[1])
+        assert status("/", reader) == opens_nothing
+    finally:
+        server.close()
 
 
 def test_neither_token_nor_secret_is_in_the_data_folder(accounts_server: AccountsServer) -> None:

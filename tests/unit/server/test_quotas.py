@@ -58,8 +58,14 @@ def test_refusal_says_when_the_next_call_is_admitted() -> None:
 
 def test_no_limit_admits_all() -> None:
     assert admitted(Rate("calls_a_minute", None, Clock()), "a", 1000) == 1000
-    limits = ("storage_bytes", "running_jobs", "calls_a_minute", "transfers_a_minute", "open_calls")
-    assert unlimited(Quotas(queued_jobs=3)) == Quotas(queued_jobs=3, **dict.fromkeys(limits))
+    assert unlimited(Quotas(queued_jobs=3)) == Quotas(
+        storage_bytes=None,
+        running_jobs=None,
+        queued_jobs=3,
+        calls_a_minute=None,
+        transfers_a_minute=None,
+        open_calls=None,
+    )
 
 
 def test_failures_of_a_peer_end_in_a_wait_and_begin_anew_a_minute_later() -> None:
