@@ -23,8 +23,9 @@ from pu_engine.live_teacher import choose_targets, live_teacher
 from pu_engine.own_weights import load_own
 from pu_engine.progress import Progress
 from pu_engine.results import canonical_json, load, write_atomic
-from pu_engine.student_choice import choose
+from pu_engine.student_choice import AUTO, Candidate, largest, shortlist
 from pu_engine.student_files import write_student
+from pu_engine.student_search import search
 from pu_engine.student_spec import describe
 from pu_engine.students import build
 from pu_engine.target_scale import target_scale
@@ -48,7 +49,7 @@ def run(inputs: DistillationInputs, out: Path, progress: Progress) -> Student:
     budget = steps_of(inputs.budget, options)
     teacher, arrays = load(Teacher, inputs.intake.path), load(TrainingSet, inputs.gathering.path)
     with repeatable(inputs.threads):
-        name, candidates = _choose(inputs, arrays, out)
+        name, candidates = _choose(inputs, arrays, budget, out, progress)
         torch.manual_seed(inputs.seed)
         module = build(name, arrays.size, arrays.channels, arrays.classes)
         if inputs.student.weights is not None:
@@ -79,7 +80,7 @@ def run(inputs: DistillationInputs, out: Path, progress: Progress) -> Student:
         targets=f"{how}: {why}",
         budget=budget.why,
         images_per_second=budget.steps * options.batch_size / seconds,
-        candidates=candidates if inputs.student.name == "auto" else (),
+        candidates=candidates,
     )
 
 
@@ -133,11 +134,17 @@ def with_features(inputs: DistillationInputs, labelled: Part, picked: Part) -> t
     return replace(labelled, features=features[0]), replace(picked, features=features[1])
 
 
-def _choose(inputs: DistillationInputs, arrays: TrainingSet, out: Path) -> tuple[str, tuple[dict[str, str], ...]]:
+def _choose(
+    inputs: DistillationInputs, arrays: TrainingSet, budget: Budget, out: Path, progress: Progress
+) -> tuple[str, tuple[Candidate, ...]]:
     try:
-        name, candidates = choose(
+        candidates = shortlist(
             inputs.student, size=arrays.size, channels=arrays.channels, classes=arrays.classes, scratch=out
         )
     except ExportError as error:
         raise EngineError(error.code, error.message, error.remedy, **error.details) from error
-    return name, tuple(dict(c) for c in candidates)
+    if inputs.student.name != AUTO:
+        return largest(candidates), ()
+    name = largest(candidates)
+    spec = describe(name, build(name, arrays.size, arrays.channels, arrays.classes), arrays, ())
+    return search(candidates, build_task(inputs, spec, budget, "cached"), arrays, out, progress)
