@@ -15,10 +15,12 @@ from exporters.errors import ExportError
 from pu_engine.agreement import accuracy
 from pu_engine.batches import Part, Sampler, load_part
 from pu_engine.budget import steps_of
+from pu_engine.differences import differences
 from pu_engine.distill_checks import check_options
 from pu_engine.errors import EngineError
 from pu_engine.evaluation import agreement_with_teacher, predict
 from pu_engine.hint_features import hint_features
+from pu_engine.jsonform import to_json
 from pu_engine.live_teacher import choose_targets, live_teacher
 from pu_engine.own_weights import load_own
 from pu_engine.progress import Progress
@@ -35,7 +37,7 @@ from pu_engine.training import Task, checkpoint_steps, repeatable, train
 from pu_engine.types import Budget, DistillationInputs, Student, StudentSpec, Teacher, TrainingSet
 
 CHECKPOINTS = ".checkpoints"
-CURVE, EVENTS = "curve.jsonl", "events.tfevents"
+CURVE, EVENTS, DIFFERENCES = "curve.jsonl", "events.tfevents", "differences.json"
 
 
 def run(inputs: DistillationInputs, out: Path, progress: Progress) -> Student:
@@ -66,9 +68,12 @@ def run(inputs: DistillationInputs, out: Path, progress: Progress) -> Student:
         seconds = time.perf_counter() - started
         held_out = predict(module, task.held_out.images, spec.preprocessing).numpy()
         agreement = agreement_with_teacher(module, task.held_out, spec.preprocessing)
+        parity = load_part(Path(inputs.gathering.path), "parity", labelled=False)
+        differs = differences(parity.targets[:, 0], predict(module, parity.images, spec.preprocessing).numpy())
     write_student(out, spec, module.cpu())
     write_atomic(out / CURVE, "".join(json.dumps(row) + "\n" for row in curve).encode())
     write_events(out / EVENTS, curve)
+    write_atomic(out / DIFFERENCES, json.dumps(to_json(differs), indent=1).encode())
     shutil.rmtree(out / CHECKPOINTS)
     return Student(
         spec=spec,
