@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +53,15 @@ class Batch:
         """The same on a device."""
         if device.type == "cpu":
             return self
-        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
+        features, partner = self.features, self.partner_labels
+        return Batch(
+            images=self.images.to(device, non_blocking=True),
+            targets=self.targets.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            features=None if features is None else features.to(device, non_blocking=True),
+            partner_labels=None if partner is None else partner.to(device, non_blocking=True),
+            share=self.share,
+        )
 
 
 class Draws:

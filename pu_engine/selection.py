@@ -86,17 +86,15 @@ def run(inputs: SelectionInputs, out: Path, progress: Progress) -> Selection:
     # One thread gives the same sums on every machine, and is the fastest on layers as small as the PU side's.
     with repeatable(threads=1):
         order = order_pool(files, view, options, inputs.seed, progress)
-    steps = load(Budget, inputs.budget.path).steps if inputs.budget else inputs.steps
-    draws = int(steps * inputs.batch_size * (1.0 - inputs.labelled_share))
+    draws = training_draws(inputs)
     held_out = pool.holds(files.held_out_digests)
     eligible = ~(order.junk | held_out)
     default = max(default_count(len(keys), draws), classes)
     labelled = np.isin(np.arange(teacher.classes), files.positive_classes)
     weighted = keeps_all(order, options, draws)
-    if weighted:
-        picks = Picks(picked=eligible, fair_share=None)
-    else:
-        picks = pick(order, view, options, eligible=eligible, labelled=labelled, default=default, seed=inputs.seed)
+    picks = pick(
+        order, view, options, eligible=eligible, labelled=labelled, default=default, seed=inputs.seed, whole=weighted
+    )
     weights = pick_weights(order.score, picks.picked, weighted)
     _check_rich_enough(int(picks.picked.sum()), classes, "Selection picks")
 
@@ -124,6 +122,12 @@ def run(inputs: SelectionInputs, out: Path, progress: Progress) -> Selection:
         separated=order.evidence.separated if order.evidence else None,
         warnings=tuple(warnings),
     )
+
+
+def training_draws(inputs: SelectionInputs) -> int:
+    """How many times the training will draw a picked image."""
+    steps = load(Budget, inputs.budget.path).steps if inputs.budget else inputs.steps
+    return int(steps * inputs.batch_size * (1.0 - inputs.labelled_share))
 
 
 def default_count(pool_images: int, draws: int) -> int:
@@ -156,6 +160,7 @@ def pick(
     labelled: NDArray[np.bool_],
     default: int,
     seed: int,
+    whole: bool = False,
 ) -> Picks:
     """Apply the rule to the order.
 
@@ -163,7 +168,10 @@ def pick(
         eligible: images that may be picked, [N].
         labelled: outputs of the teacher that have labelled images, [K].
         default: images to pick where the options name no count; the threshold rule then takes all above it.
+        whole: take all that may be picked.
     """
+    if whole:
+        return Picks(picked=eligible, fair_share=None)
     if options.rule == "threshold":
         quantile = 0.0 if options.threshold is None else options.threshold
         above = pick_above(order.score, quantile, eligible)
