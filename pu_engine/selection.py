@@ -72,12 +72,7 @@ def run(inputs: SelectionInputs, out: Path, progress: Progress) -> Selection:
     files = open_score_files(Path(inputs.intake.path), Path(inputs.scoring.path))
     pool = open_pool(inputs.pool)
     keys = pool.keys
-    if len(keys) != files.scores.images:
-        raise EngineError(
-            "STAGE_PROTOCOL",
-            f"The pool has {len(keys)} good images, its scores {files.scores.images}.",
-            "Run the job again from scoring.",
-        )
+    _check_scored(len(keys), files.scores.images)
     classes = len(set(files.positive_classes))
     _check_rich_enough(len(keys), classes, "The pool has")
 
@@ -91,15 +86,17 @@ def run(inputs: SelectionInputs, out: Path, progress: Progress) -> Selection:
     eligible = ~(order.junk | held_out)
     default = max(default_count(len(keys), draws), classes)
     labelled = np.isin(np.arange(teacher.classes), files.positive_classes)
-    weighted = keeps_all(order, options, draws)
+    whole = keeps_all(order, options, draws)
     picks = pick(
-        order, view, options, eligible=eligible, labelled=labelled, default=default, seed=inputs.seed, whole=weighted
+        order, view, options, eligible=eligible, labelled=labelled, default=default, seed=inputs.seed, whole=whole
     )
-    weights = pick_weights(order.score, picks.picked, weighted)
     _check_rich_enough(int(picks.picked.sum()), classes, "Selection picks")
 
-    why = reasons(order, picks.picked, held_out, options.rule)
-    write_selection(out / FILE, keys, order, view, weights=weights, reason=why)
+    reason, weights = (
+        reasons(order, picks.picked, held_out, options.rule),
+        pick_weights(order.score, picks.picked, whole),
+    )
+    write_selection(out / FILE, keys, order, view, weights=weights, reason=reason)
     warnings = [
         *order.warnings,
         *held_out_warnings(held_out),
@@ -276,6 +273,15 @@ def class_warnings(picks: Picks, view: TeacherView, files: ScoreFiles, teacher: 
     named = ", ".join(f"{teacher.class_names[k]} ({available[k]})" for k in poor[:NAMED_CLASSES])
     rest = f" and {len(poor) - NAMED_CLASSES} more" if len(poor) > NAMED_CLASSES else ""
     return [f"The teacher finds too few pool images for an equal share of {share} a class: {named}{rest}."]
+
+
+def _check_scored(images: int, scored: int) -> None:
+    if images != scored:
+        raise EngineError(
+            "STAGE_PROTOCOL",
+            f"The pool has {images} good images, its scores {scored}.",
+            "Run the job again from scoring.",
+        )
 
 
 def _check_rich_enough(images: int, classes: int, what: str) -> None:
