@@ -47,6 +47,9 @@ class DrawnPool:
     files: ScoreFiles
     right: NDArray[np.bool_]
     arguable: NDArray[np.bool_]
+    labelled: NDArray[np.int64]  # rows of the source `labelled`
+    sources: tuple[str, ...]  # names of those that the pool is put together from
+    origin: NDArray[np.int64]  # [N, 2], which of them, and its row
 
 
 def open_teacher(model: Path, images: dict[str, list[bytes]], cache: Path) -> tuple[Scorer, Path]:
@@ -117,7 +120,11 @@ def draw(
     features = np.concatenate([part.features[rows] for part, rows in parts])[order]
     arguable = relations[order] == NEAR if pool == "natural" else np.zeros(len(order), dtype=np.bool_)
     files = _write_scoring(work, sources["labelled"], kept, logits, features, scorer=scorer)
-    return DrawnPool(files=files, right=right[order], arguable=arguable)
+    origin = np.concatenate([np.stack([np.full(len(rows), i), rows], axis=1) for i, (_, rows) in enumerate(parts)])
+    return DrawnPool(
+        files=files, right=right[order], arguable=arguable, labelled=kept,
+        sources=tuple(part.source.name for part, _ in parts), origin=origin[order].astype(np.int64),
+    )  # fmt: skip
 
 
 def _write_scoring(

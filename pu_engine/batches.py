@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +53,15 @@ class Batch:
         """The same on a device."""
         if device.type == "cpu":
             return self
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{n: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for n, v in moved.items()})
+        features, partner = self.features, self.partner_labels
+        return Batch(
+            images=self.images.to(device, non_blocking=True),
+            targets=self.targets.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            features=None if features is None else features.to(device, non_blocking=True),
+            partner_labels=None if partner is None else partner.to(device, non_blocking=True),
+            share=self.share,
+        )
 
 
 class Draws:

@@ -15,16 +15,19 @@ from exporters.errors import ExportError
 from pu_engine.agreement import accuracy
 from pu_engine.batches import Part, Sampler, load_part
 from pu_engine.budget import steps_of
+from pu_engine.differences import differences
 from pu_engine.distill_checks import check_options
 from pu_engine.errors import EngineError
 from pu_engine.evaluation import agreement_with_teacher, predict
 from pu_engine.hint_features import hint_features
+from pu_engine.jsonform import to_json
 from pu_engine.live_teacher import choose_targets, live_teacher
 from pu_engine.own_weights import load_own
 from pu_engine.progress import Progress
 from pu_engine.results import canonical_json, load, write_atomic
-from pu_engine.student_choice import choose
+from pu_engine.student_choice import AUTO, Candidate, largest, shortlist
 from pu_engine.student_files import write_student
+from pu_engine.student_search import search
 from pu_engine.student_spec import describe
 from pu_engine.students import build
 from pu_engine.target_scale import target_scale
@@ -34,7 +37,7 @@ from pu_engine.training import Task, checkpoint_steps, repeatable, train
 from pu_engine.types import Budget, DistillationInputs, Student, StudentSpec, Teacher, TrainingSet
 
 CHECKPOINTS = ".checkpoints"
-CURVE, EVENTS = "curve.jsonl", "events.tfevents"
+CURVE, EVENTS, DIFFERENCES = "curve.jsonl", "events.tfevents", "differences.json"
 
 
 def run(inputs: DistillationInputs, out: Path, progress: Progress) -> Student:
@@ -48,7 +51,7 @@ def run(inputs: DistillationInputs, out: Path, progress: Progress) -> Student:
     budget = steps_of(inputs.budget, options)
     teacher, arrays = load(Teacher, inputs.intake.path), load(TrainingSet, inputs.gathering.path)
     with repeatable(inputs.threads):
-        name, candidates = _choose(inputs, arrays, out)
+        name, candidates = _choose(inputs, arrays, budget, out, progress)
         torch.manual_seed(inputs.seed)
         module = build(name, arrays.size, arrays.channels, arrays.classes)
         if inputs.student.weights is not None:
@@ -65,9 +68,12 @@ def run(inputs: DistillationInputs, out: Path, progress: Progress) -> Student:
         seconds = time.perf_counter() - started
         held_out = predict(module, task.held_out.images, spec.preprocessing).numpy()
         agreement = agreement_with_teacher(module, task.held_out, spec.preprocessing)
+        parity = load_part(Path(inputs.gathering.path), "parity", labelled=False)
+        differs = differences(parity.targets[:, 0], predict(module, parity.images, spec.preprocessing).numpy())
     write_student(out, spec, module.cpu())
     write_atomic(out / CURVE, "".join(json.dumps(row) + "\n" for row in curve).encode())
     write_events(out / EVENTS, curve)
+    write_atomic(out / DIFFERENCES, json.dumps(to_json(differs), indent=1).encode())
     shutil.rmtree(out / CHECKPOINTS)
     return Student(
         spec=spec,
@@ -79,7 +85,7 @@ def run(inputs: DistillationInputs, out: Path, progress: Progress) -> Student:
         targets=f"{how}: {why}",
         budget=budget.why,
         images_per_second=budget.steps * options.batch_size / seconds,
-        candidates=candidates if inputs.student.name == "auto" else (),
+        candidates=candidates,
     )
 
 
@@ -133,11 +139,17 @@ def with_features(inputs: DistillationInputs, labelled: Part, picked: Part) -> t
     return replace(labelled, features=features[0]), replace(picked, features=features[1])
 
 
-def _choose(inputs: DistillationInputs, arrays: TrainingSet, out: Path) -> tuple[str, tuple[dict[str, str], ...]]:
+def _choose(
+    inputs: DistillationInputs, arrays: TrainingSet, budget: Budget, out: Path, progress: Progress
+) -> tuple[str, tuple[Candidate, ...]]:
     try:
-        name, candidates = choose(
+        candidates = shortlist(
             inputs.student, size=arrays.size, channels=arrays.channels, classes=arrays.classes, scratch=out
         )
     except ExportError as error:
         raise EngineError(error.code, error.message, error.remedy, **error.details) from error
-    return name, tuple(dict(c) for c in candidates)
+    if inputs.student.name != AUTO:
+        return largest(candidates), ()
+    name = largest(candidates)
+    spec = describe(name, build(name, arrays.size, arrays.channels, arrays.classes), arrays, ())
+    return search(candidates, build_task(inputs, spec, budget, "cached"), arrays, out, progress)

@@ -30,9 +30,9 @@ def load_own(module: nn.Module, path: Path) -> tuple[str, ...]:
     own = module.state_dict()
     linear = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
     head = tuple(f"{linear[-1]}.{leaf}" for leaf in ("weight", "bias")) if linear else ()
-    missing = [name for name in own if name not in given]
-    extra = [name for name in given if name not in own]
-    misfits = [n for n in own if n in given and given[n].shape != own[n].shape and n not in head]
+    missing = sorted(own.keys() - given.keys())
+    extra = sorted(given.keys() - own.keys())
+    misfits = sorted(n for n in own if n in given and given[n].shape != own[n].shape and n not in head)
     for problem, names in (("lacks", missing), ("has no place for", extra), ("has another shape of", misfits)):
         if names:
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""

@@ -111,7 +111,7 @@ def time_student(
 
     from pu_engine.batches import Part
     from pu_engine.distill_checks import check_options
-    from pu_engine.student_choice import choose
+    from pu_engine.student_choice import largest, shortlist
     from pu_engine.student_spec import describe
     from pu_engine.students import build
     from pu_engine.training import Task, repeatable, train
@@ -139,7 +139,7 @@ def time_student(
         parity_unpicked=0,
     )
     with repeatable(threads):
-        name, _ = choose(student, size=side, channels=channels, classes=classes, scratch=scratch)
+        name = largest(shortlist(student, size=side, channels=channels, classes=classes, scratch=scratch))
         torch.manual_seed(seed)
         module = build(name, side, channels, classes)
         spec = describe(name, module, arrays, teacher.class_names)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -25,6 +25,7 @@ INK = "#010203"  # stands for currentColor until the SVG is text
 TAKEN = "#2f7ed8"
 LEFT = "#9aa5b1"
 MARK = "#d9480f"
+PARTS = (TAKEN, MARK, "#2b8a3e", "#9c36b5", "#e8a317", "#0b7285", "#c2255c", "#5c5f66")
 SIZE_INCHES = (6.4, 2.7)
 BINS = 60
 NAMED_CLASSES = 40  # more don't fit an axis; the counts are then drawn sorted and without names
@@ -102,6 +103,51 @@ def training_curve(steps: Sequence[float], losses: Sequence[float], agreements: 
             right.set_ylim(0, 1)
             right.spines["right"].set_visible(True)
         return _svg(figure, "curve", "Training loss")
+
+
+def loss_parts(points: Sequence[Mapping[str, float]]) -> str:
+    """Each part of the loss over the steps, on a logarithmic axis, with the learning rate's course behind.
+
+    Args:
+        points: rows of the curve; what is neither a step nor a rate or agreement is drawn.
+    """
+    names = [n for n in points[0] if n not in ("step", "learning_rate", "held_out_agreement")]
+    with mpl.rc_context(STYLE):
+        figure, axes = _canvas()
+        for number, name in enumerate(names):
+            drawn = [p for p in points if p.get(name, 0.0) > 0]
+            axes.plot(
+                [p["step"] for p in drawn], [p[name] for p in drawn],
+                color=PARTS[number % len(PARTS)], linewidth=1.3, label=name.replace("_", " "),
+            )  # fmt: skip
+        axes.set_yscale("log")
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss")
+        right = axes.twinx()
+        right.plot([p["step"] for p in points], [p["learning_rate"] for p in points], color=LEFT, linestyle=":")
+        right.set_ylabel("learning rate", color=LEFT)
+        right.set_ylim(bottom=0)
+        _legend(axes, *axes.get_legend_handles_labels())
+        return _svg(figure, "parts", "Parts of the training loss")
+
+
+def class_agreement(names: Sequence[str], equal: Sequence[int], images: Sequence[int]) -> str:
+    """Share of each class's images, by the teacher, on which the student says the same; the rarest agreement last."""
+    shown = np.flatnonzero(images)
+    shares = np.asarray(equal)[shown] / np.asarray(images)[shown]
+    order = shown[np.argsort(-shares, kind="stable")] if len(names) > NAMED_CLASSES else shown
+    heights = [equal[i] / images[i] for i in order]
+    with mpl.rc_context(STYLE):
+        figure, axes = _canvas()
+        axes.bar(range(len(order)), heights, color=TAKEN, width=0.85)
+        axes.set_ylim(0, 1)
+        axes.set_ylabel("same answer")
+        if len(names) > NAMED_CLASSES:
+            axes.set_xlabel(f"{len(order):,} classes, by agreement")
+        else:
+            labels = [f"{_short(names[i])} ({images[i]})" for i in order]
+            axes.set_xticks(range(len(order)), labels, rotation=45 if len(order) > 6 else 0, ha="right")
+        return _svg(figure, "agreement", "Agreement with the teacher by class")
 
 
 def latency_bars(latencies: Sequence[Latency]) -> str:

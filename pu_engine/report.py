@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from pu_engine.differences import Differences
 from pu_engine.images import decode
-from pu_engine.jsonform import to_json
+from pu_engine.jsonform import from_json, to_json
 from pu_engine.pool import PoolReader, open_pool
 from pu_engine.preprocessing import image_channels
 from pu_engine.progress import Progress
@@ -34,7 +35,7 @@ from pu_engine.results import write_atomic
 from pu_engine.thumbnails import thumbnail
 from pu_engine.types import Report, ReportInputs
 
-STUDENT_FILES = ("student.safetensors", "student.json", "curve.jsonl")
+STUDENT_FILES = ("student.safetensors", "student.json", "curve.jsonl", "events.tfevents", "differences.json")
 SELECTION_FILE = "selection.parquet"
 LOG_FILE = "job.log"
 SAMPLES_FILE = "samples.json"
@@ -57,11 +58,13 @@ def run(inputs: ReportInputs, out: Path, progress: Progress) -> Report:
     write_atomic(out / "report.json", json.dumps(data, indent=1, allow_nan=False).encode())
     rows = read_selection(Path(inputs.selection.path) / SELECTION_FILE)
     samples = class_samples(results, rows, pool, Path(inputs.gathering.path))
-    plots = draw(results, rows, Path(inputs.distillation.path) / "curve.jsonl", out / FONT_CACHE)
     answers = held_out_answers(results, Path(inputs.gathering.path), Path(inputs.verification.path))
     content = {"classes": to_json(samples), "held_out": to_json(answers)}
     write_atomic(out / SAMPLES_FILE, json.dumps(content, allow_nan=False).encode())
-    page = render(data, downloads(results), samples, plots)
+    differs = read_differences(Path(inputs.distillation.path))
+    plots = draw(results, rows, Path(inputs.distillation.path) / "curve.jsonl", differs, out / FONT_CACHE)
+    worst = worst_pictures(differs, Path(inputs.gathering.path), results.teacher.class_names)
+    page = render(data, downloads(results), samples, plots, differences=differs, worst=worst)
     write_atomic(out / "report.html", page.encode())
     write_atomic(out / LOG_FILE, "".join(f"{line}\n" for line in log_lines(results)).encode())
     progress.update(1, 1, "report")
@@ -123,7 +126,25 @@ def held_out_answers(results: Results, gathering: Path, verification: Path) -> l
     ]
 
 
-def draw(results: Results, rows: SelectionRows, curve: Path, font_cache: Path) -> dict[str, str]:
+def read_differences(distillation: Path) -> Differences:
+    """Where the student answers unlike the teacher."""
+    return from_json(Differences, json.loads((distillation / "differences.json").read_text()))
+
+
+def worst_pictures(differs: Differences, gathering: Path, names: Sequence[str]) -> list[Picture]:
+    """The parity images on which student and teacher are furthest apart."""
+    images = np.load(gathering / "parity.images.npy", mmap_mode="r")
+    return [
+        Picture(
+            source=thumbnail(images[image.row]),
+            caption=f"{image.kl:.2g}",
+            title=f"teacher: {names[image.teacher]}, student: {names[image.student]}, KL {image.kl:.3g} nats",
+        )
+        for image in differs.worst
+    ]
+
+
+def draw(results: Results, rows: SelectionRows, curve: Path, differs: Differences, font_cache: Path) -> dict[str, str]:
     """The report's plots by name, as SVG."""
     # A confined child may write nowhere but here, and matplotlib wants to keep its list of fonts.
     os.environ.setdefault("MPLCONFIGDIR", str(font_cache))
@@ -136,6 +157,8 @@ def draw(results: Results, rows: SelectionRows, curve: Path, font_cache: Path) -
         "scores": plots.score_histogram(rows.score, rows.picked, selection.threshold, selection.score),
         "classes": plots.class_bars(names, selection.class_counts, selection.class_available),
         "curve": plots.training_curve([p["step"] for p in points], [p["loss"] for p in points], agreements),
+        "parts": plots.loss_parts(points),
+        "agreement": plots.class_agreement(names, differs.class_agreements, differs.class_images),
         "latency": plots.latency_bars(results.verdicts.latencies),
     }
     shutil.rmtree(font_cache, ignore_errors=True)

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from pu_engine.differences import Differences
 from pu_engine.report_samples import Picture
 
 TEMPLATE = "report.html"
@@ -52,12 +53,16 @@ def render(
     downloads: Sequence[Download],
     samples: Sequence[ClassSamples],
     plots: Mapping[str, str],
+    *,
+    differences: Differences,
+    worst: Sequence[Picture],
 ) -> str:
     """The page.
 
     Args:
         data: as `report_data.report_json` makes it.
-        plots: SVG by name (scores, classes, curve, latency), of our own making: they are not escaped.
+        plots: SVG by name (scores, classes, curve, parts, agreement, latency), of our own making: not escaped.
+        worst: pictures of the images on which student and teacher differ most.
     """
     return template(TEMPLATE).render(
         **data,
@@ -67,6 +72,8 @@ def render(
         downloads=downloads,
         withheld=[v["name"] for v in data["variants"] if v["withheld"]],
         samples=samples,
+        differences=differences,
+        worst=worst,
         plots={name: Markup(svg) for name, svg in plots.items()},
         pixelated=data["student"]["size"] <= PIXELATED_SIDE,
     )

@@ -72,12 +72,7 @@ def run(inputs: SelectionInputs, out: Path, progress: Progress) -> Selection:
     files = open_score_files(Path(inputs.intake.path), Path(inputs.scoring.path))
     pool = open_pool(inputs.pool)
     keys = pool.keys
-    if len(keys) != files.scores.images:
-        raise EngineError(
-            "STAGE_PROTOCOL",
-            f"The pool has {len(keys)} good images, its scores {files.scores.images}.",
-            "Run the job again from scoring.",
-        )
+    _check_scored(len(keys), files.scores.images)
     classes = len(set(files.positive_classes))
     _check_rich_enough(len(keys), classes, "The pool has")
 
@@ -86,22 +81,22 @@ def run(inputs: SelectionInputs, out: Path, progress: Progress) -> Selection:
     # One thread gives the same sums on every machine, and is the fastest on layers as small as the PU side's.
     with repeatable(threads=1):
         order = order_pool(files, view, options, inputs.seed, progress)
-    steps = load(Budget, inputs.budget.path).steps if inputs.budget else inputs.steps
-    draws = int(steps * inputs.batch_size * (1.0 - inputs.labelled_share))
+    draws = training_draws(inputs)
     held_out = pool.holds(files.held_out_digests)
     eligible = ~(order.junk | held_out)
     default = max(default_count(len(keys), draws), classes)
     labelled = np.isin(np.arange(teacher.classes), files.positive_classes)
-    weighted = keeps_all(order, options, draws)
-    if weighted:
-        picks = Picks(picked=eligible, fair_share=None)
-    else:
-        picks = pick(order, view, options, eligible=eligible, labelled=labelled, default=default, seed=inputs.seed)
-    weights = pick_weights(order.score, picks.picked, weighted)
+    whole = keeps_all(order, options, draws)
+    picks = pick(
+        order, view, options, eligible=eligible, labelled=labelled, default=default, seed=inputs.seed, whole=whole
+    )
     _check_rich_enough(int(picks.picked.sum()), classes, "Selection picks")
 
-    why = reasons(order, picks.picked, held_out, options.rule)
-    write_selection(out / FILE, keys, order, view, weights=weights, reason=why)
+    reason, weights = (
+        reasons(order, picks.picked, held_out, options.rule),
+        pick_weights(order.score, picks.picked, whole),
+    )
+    write_selection(out / FILE, keys, order, view, weights=weights, reason=reason)
     warnings = [
         *order.warnings,
         *held_out_warnings(held_out),
@@ -124,6 +119,12 @@ def run(inputs: SelectionInputs, out: Path, progress: Progress) -> Selection:
         separated=order.evidence.separated if order.evidence else None,
         warnings=tuple(warnings),
     )
+
+
+def training_draws(inputs: SelectionInputs) -> int:
+    """How many times the training will draw a picked image."""
+    steps = load(Budget, inputs.budget.path).steps if inputs.budget else inputs.steps
+    return int(steps * inputs.batch_size * (1.0 - inputs.labelled_share))
 
 
 def default_count(pool_images: int, draws: int) -> int:
@@ -156,6 +157,7 @@ def pick(
     labelled: NDArray[np.bool_],
     default: int,
     seed: int,
+    whole: bool = False,
 ) -> Picks:
     """Apply the rule to the order.
 
@@ -163,7 +165,10 @@ def pick(
         eligible: images that may be picked, [N].
         labelled: outputs of the teacher that have labelled images, [K].
         default: images to pick where the options name no count; the threshold rule then takes all above it.
+        whole: take all that may be picked.
     """
+    if whole:
+        return Picks(picked=eligible, fair_share=None)
     if options.rule == "threshold":
         quantile = 0.0 if options.threshold is None else options.threshold
         above = pick_above(order.score, quantile, eligible)
@@ -268,6 +273,15 @@ def class_warnings(picks: Picks, view: TeacherView, files: ScoreFiles, teacher: 
     named = ", ".join(f"{teacher.class_names[k]} ({available[k]})" for k in poor[:NAMED_CLASSES])
     rest = f" and {len(poor) - NAMED_CLASSES} more" if len(poor) > NAMED_CLASSES else ""
     return [f"The teacher finds too few pool images for an equal share of {share} a class: {named}{rest}."]
+
+
+def _check_scored(images: int, scored: int) -> None:
+    if images != scored:
+        raise EngineError(
+            "STAGE_PROTOCOL",
+            f"The pool has {images} good images, its scores {scored}.",
+            "Run the job again from scoring.",
+        )
 
 
 def _check_rich_enough(images: int, classes: int, what: str) -> None:

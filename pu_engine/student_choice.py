@@ -1,9 +1,9 @@
-"""Which network a job trains: the one named, or with `auto` the largest of a short list that meets the limits."""
+"""Which networks a job may train: the one named, or with `auto` those of a list that meet the limits."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,35 +33,34 @@ Candidate = dict[str, str]
 Shape = tuple[int, int, int]  # size, channels, classes
 
 
-def choose(
+def shortlist(
     options: StudentOptions, *, size: int, channels: int, classes: int, scratch: Path
-) -> tuple[str, tuple[Mapping[str, str], ...]]:
-    """The student's name, and every candidate with its figures and why it was taken or not.
+) -> tuple[Candidate, ...]:
+    """Every candidate with its figures, the largest first; `verdict` says which limit it is over, and is empty where it
+    is within all.
 
-    The choice is kept in `scratch`, so that a resumed run trains the same network: where a latency limit decides,
-    it rests on a measurement on this machine, and a second one could differ.
+    The list is kept in `scratch`, so that a resumed run trains the same network: where a latency limit decides, it
+    rests on a measurement on this machine, and a second one could differ.
 
     Raises:
         EngineError: STUDENT_UNSUPPORTED where no candidate meets the limits, naming the nearest; as `build`.
     """
     pinned = scratch / PINNED
     if pinned.exists():
-        kept = json.loads(pinned.read_text())
-        return kept["name"], tuple(kept["candidates"])
+        return tuple(json.loads(pinned.read_text()))
     shape = (size, channels, classes)
     ordered = sorted((_counted(name, shape) for name in _names(options, size)), key=lambda c: -int(c["macs"]))
-    chosen = None
     for candidate in ordered:
-        if chosen is None:
-            reason = _over_limit(candidate, options, shape, scratch)
-            candidate["verdict"] = reason or "chosen"
-            chosen = candidate["name"] if not reason else None
-        else:
-            candidate["verdict"] = "smaller than the chosen one"
-    if chosen is None:
+        candidate["verdict"] = _over_limit(candidate, options, shape, scratch)
+    if all(candidate["verdict"] for candidate in ordered):
         raise _none_fits(ordered[-1], options)
-    write_atomic(pinned, json.dumps({"name": chosen, "candidates": ordered}).encode())
-    return chosen, tuple(ordered)
+    write_atomic(pinned, json.dumps(ordered).encode())
+    return tuple(ordered)
+
+
+def largest(candidates: Sequence[Candidate]) -> str:
+    """The name of the largest one within the limits."""
+    return next(c["name"] for c in candidates if not c["verdict"])
 
 
 def _names(options: StudentOptions, size: int) -> tuple[str, ...]:
@@ -77,11 +76,13 @@ def _counted(name: str, shape: Shape) -> Candidate:
         "name": name,
         "parameters": str(count_parameters(module)),
         "macs": str(count_macs(module, size, channels)),
+        "bytes": str(sum(value.numel() * value.element_size() for value in module.state_dict().values())),
     }
 
 
 def _over_limit(candidate: Candidate, options: StudentOptions, shape: Shape, scratch: Path) -> str:
-    for key, limit in (("parameters", options.max_parameters), ("macs", options.max_macs)):
+    limits = (("parameters", options.max_parameters), ("macs", options.max_macs), ("bytes", options.max_bytes))
+    for key, limit in limits:
         if limit is not None and int(candidate[key]) > limit:
             return f"{key} {candidate[key]} > {limit}"
     if options.max_latency_ms is None:
@@ -110,6 +111,7 @@ def _none_fits(nearest: Candidate, options: StudentOptions) -> EngineError:
         "max_parameters": options.max_parameters,
         "max_macs": options.max_macs,
         "max_latency_ms": options.max_latency_ms,
+        "max_bytes": options.max_bytes,
     }
     asked = ", ".join(f"{name} {value:g}" for name, value in limits.items() if value is not None)
     return EngineError(

@@ -297,7 +297,9 @@ class StudentSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Student:
-    """Files: `student.safetensors`, `student.json` (StudentSpec), `curve.jsonl` (one row a log step)."""
+    """Files: `student.safetensors`, `student.json` (StudentSpec), `curve.jsonl` (one row a log step),
+    `events.tfevents` (the same for TensorBoard), `differences.json` (where it answers unlike the teacher).
+    """
 
     spec: StudentSpec
     steps: int

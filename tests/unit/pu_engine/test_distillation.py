@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
-from pu_engine import student_choice
+from pu_engine import student_choice, twin
 from pu_engine.distill_types import DistillationOptions, DistillLoss
 from pu_engine.distillation import run
 from pu_engine.errors import EngineError
@@ -23,10 +24,11 @@ from pu_engine.evaluation import predict
 from pu_engine.jsonform import from_json, to_json
 from pu_engine.progress import SilentProgress
 from pu_engine.results import file_sha256, read_manifest
-from pu_engine.student_choice import choose
+from pu_engine.student_choice import largest, shortlist
 from pu_engine.student_files import load_student
 from pu_engine.types import (
     DistillationInputs,
+    File,
     Student,
     StudentOptions,
     StudentSpec,
@@ -135,29 +137,32 @@ def test_a_rate_out_of_all_bounds_diverges_with_a_remedy(small_job: Callable[...
     assert caught.value.code == "TRAINING_DIVERGED"
 
 
-def test_auto_takes_the_largest_student_within_the_limits(tmp_path: Path) -> None:
-    options = StudentOptions(name="auto", max_parameters=200_000)
-    name, candidates = choose(options, **SMALL, scratch=tmp_path)
-    assert name == "cifar_resnet14"
+def test_the_list_says_which_limit_a_candidate_is_over(tmp_path: Path) -> None:
+    candidates = shortlist(StudentOptions(name="auto", max_parameters=200_000), **SMALL, scratch=tmp_path)
     verdicts = {c["name"]: c["verdict"] for c in candidates}
-    assert verdicts["cifar_resnet14"] == "chosen"
-    assert verdicts["cifar_resnet8"] == "smaller than the chosen one"
+    assert verdicts["cifar_resnet14"] == verdicts["cifar_resnet8"] == ""
     assert verdicts["cifar_resnet20"] == "parameters 269267 > 200000"
+    assert largest(candidates) == "cifar_resnet14"
 
 
-def test_auto_measures_latency_and_pins_what_it_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_the_weights_is_a_limit(tmp_path: Path) -> None:
+    candidates = shortlist(StudentOptions(name="auto", max_bytes=400_000), **SMALL, scratch=tmp_path)
+    assert largest(candidates) == "cifar_resnet8"
+
+
+def test_auto_measures_latency_and_pins_what_it_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = StudentOptions(name="auto", max_parameters=80_000, max_latency_ms=10_000.0)
-    name, candidates = choose(options, **SMALL, scratch=tmp_path)
-    assert name == "cifar_resnet8"
-    chosen = next(c for c in candidates if c["verdict"] == "chosen")
-    assert float(chosen["latency_ms"]) > 0
+    candidates = shortlist(options, **SMALL, scratch=tmp_path)
+    fitting = next(c for c in candidates if not c["verdict"])
+    assert fitting["name"] == "cifar_resnet8"
+    assert float(fitting["latency_ms"]) > 0
     monkeypatch.setattr(student_choice, "measure_latency", None)  # a second measurement would fail
-    assert choose(options, **SMALL, scratch=tmp_path) == (name, candidates)
+    assert shortlist(options, **SMALL, scratch=tmp_path) == candidates
 
 
 def test_limits_that_nothing_meets_name_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(EngineError) as caught:
-        choose(StudentOptions(name="auto", max_macs=1000), **SMALL, scratch=tmp_path)
+        shortlist(StudentOptions(name="auto", max_macs=1000), **SMALL, scratch=tmp_path)
     assert caught.value.code == "STUDENT_UNSUPPORTED"
     assert caught.value.details["nearest"] == "cifar_resnet8"
     assert "max_macs 1000" in caught.value.message
@@ -165,18 +170,52 @@ def test_limits_that_nothing_meets_name_the_nearest(tmp_path: Path) -> None:
 
 def test_a_named_student_must_meet_the_limits_too(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match="cifar_resnet20"):
-        choose(StudentOptions(name="cifar_resnet20", max_parameters=1000), **SMALL, scratch=tmp_path)
+        shortlist(StudentOptions(name="cifar_resnet20", max_parameters=1000), **SMALL, scratch=tmp_path)
 
 
 def test_no_name_means_the_default(tmp_path: Path) -> None:
-    assert choose(StudentOptions(), **SMALL, scratch=tmp_path)[0] == "cifar_resnet20"
+    assert largest(shortlist(StudentOptions(), **SMALL, scratch=tmp_path)) == "cifar_resnet20"
 
 
-def test_the_candidates_of_auto_are_in_the_result(small_job: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_candidates_of_auto_are_in_the_result_with_their_trials(
+    small_job: Callable[..., Any], tmp_path: Path
+) -> None:
     options = DistillationOptions(steps=2, batch_size=8)
-    student = run(small_job().inputs(options, "auto", max_parameters=80_000), tmp_path, SilentProgress())
-    assert student.spec.name == "cifar_resnet8"
+    student = run(small_job().inputs(options, "auto", max_parameters=200_000), tmp_path, SilentProgress())
+    tried = {c["name"]: c for c in student.candidates if "trials" in c}
+    assert set(tried) == {"cifar_resnet8", "cifar_resnet14"}
+    assert tried[student.spec.name]["verdict"] == "chosen"
     assert len(student.candidates) == 6
+
+
+def test_a_student_goes_on_from_another_jobs_weights(small_job: Callable[..., Any], tmp_path: Path) -> None:
+    job = small_job()
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    run(job.inputs(), first, SilentProgress())
+    weights = first / "student.safetensors"
+    inputs = job.inputs(DistillationOptions(steps=1, batch_size=16, learning_rate=1e-6))
+    given = replace(inputs.student, weights=File(path=str(weights), sha256=file_sha256(weights)))
+    trained_on = run(replace(inputs, student=given), second, SilentProgress())
+    assert trained_on.held_out_agreement >= 0.9  # of one step from random weights it would be chance
+    curve = [json.loads(line) for line in (first / "curve.jsonl").read_text().splitlines()]
+    assert trained_on.final_loss < 0.5 * curve[0]["loss"]
+
+
+def test_a_live_teacher_needs_a_twin(small_job: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="no torch twin"):
+        run(small_job().inputs(DistillationOptions(steps=2, targets="live")), tmp_path, SilentProgress())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_live_teacher_teaches_as_well(small_job: Callable[..., Any], tmp_path: Path, threads: int) -> None:
+    job = small_job()
+    twin.save(twin.build(onnx.load(Path(job.intake.path) / "canonical.onnx")), Path(job.intake.path))
+    options = DistillationOptions(steps=40, batch_size=16, learning_rate=0.05, targets="live")
+    student = run(replace(job.inputs(options), threads=threads), tmp_path, SilentProgress())
+    assert student.held_out_agreement >= 0.9
+    assert student.targets == "live: asked for"
 
 
 def kill_after_checkpoint(workdir: Path, inputs: DistillationInputs, step: int) -> None:
@@ -208,8 +247,19 @@ def test_a_killed_stage_ends_in_the_same_bytes(small_job: Callable[..., Any], tm
 
 
 @pytest.mark.slow
-def test_a_stage_killed_three_times_ends_in_the_same_bytes(small_job: Callable[..., Any], tmp_path: Path) -> None:
-    options = DistillationOptions(steps=240, batch_size=32, learning_rate=0.05, class_weights="chi2")
+@pytest.mark.parametrize(
+    "options",
+    [
+        DistillationOptions(steps=240, batch_size=32, learning_rate=0.05, class_weights="chi2"),
+        DistillationOptions(
+            steps=240, batch_size=32, learning_rate=0.05, average_decay=0.99, mixup=0.2, cutmix=1.0, clip_norm=1.0,
+            loss=DistillLoss(dkd=0.1, dist=0.5, noisy_labels=0.5), draws="balanced",
+        ),
+    ],
+)  # fmt: skip
+def test_a_stage_killed_three_times_ends_in_the_same_bytes(
+    small_job: Callable[..., Any], tmp_path: Path, options: DistillationOptions
+) -> None:
     assert_kills_change_nothing(small_job().inputs(options), tmp_path, (0, 100, 200))
 
 

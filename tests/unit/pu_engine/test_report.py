@@ -20,6 +20,7 @@ from PIL import Image
 
 from pu_engine import ingest, report, report_data, report_page, verification
 from pu_engine.bundle_types import Bundle, Bundles
+from pu_engine.differences import Confusion, Differences, WorstImage
 from pu_engine.fact_types import Latency
 from pu_engine.jsonform import to_json
 from pu_engine.pool import pool_folder
@@ -48,6 +49,10 @@ from pu_engine.types import (
 from tests.unit.conftest import FACTS
 
 POOL_IMAGES = 30
+DIFFERENCES = Differences(
+    images=4, class_images=(2, 1, 1), class_agreements=(1, 1, 1),
+    confusions=(Confusion(teacher=0, student=1, images=1),), worst=(WorstImage(row=2, teacher=0, student=1, kl=1.5),),
+)  # fmt: skip
 HOSTILE = "<script>alert(1)</script>"
 GRAY = Preprocessing(
     layout="NCHW", channels="GRAY", scale=1 / 255, mean=(0.0,), std=(1.0,), dtype="float32", height=8, width=8
@@ -68,7 +73,12 @@ STUDENT = Student(
         name="cifar_resnet8", size=8, channels=1, classes=3, parameters=77_600, macs=780_000, preprocessing=GRAY,
         class_names=TEACHER.class_names,
     ),
-    steps=30, final_loss=0.4, held_out_accuracy=0.9, held_out_agreement=0.95,
+    steps=30, final_loss=0.4, held_out_accuracy=0.9, held_out_agreement=0.95, budget="7 steps: named",
+    targets="cached: on a CPU a live teacher takes longer", images_per_second=321.0,
+    candidates=(
+        {"name": "cifar_resnet8", "parameters": "77600", "macs": "780000", "verdict": "chosen",
+         "trials": "0.510 after 60 steps"},
+    ),
 )  # fmt: skip
 SCORES = Scores(
     shards=("shard-00000",), images=POOL_IMAGES, labelled=60, classes=3, views=("clean",), taps=(), provider="cpu",
@@ -172,6 +182,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> ReportInputs:
     verified = root / "verification"
     verified.mkdir()
     np.save(verified / report.HELD_OUT_ANSWERS, np.where(np.arange(20) == 7, 0, np.arange(20) % 3))
+    np.save(gathering / "parity.images.npy", np.zeros((4, 8, 8, 1), np.uint8))
     curve = [{"step": s, "loss": 1 / s, "learning_rate": 0.1, "held_out_agreement": 0.5} for s in (1.0, 2.0)]
     write_files(
         distillation,
@@ -179,6 +190,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> ReportInputs:
             "student.safetensors": b"weights",
             "student.json": json.dumps(to_json(STUDENT.spec)).encode(),
             "curve.jsonl": "\n".join(json.dumps(row) for row in curve).encode(),
+            "events.tfevents": b"events",
+            "differences.json": json.dumps(to_json(DIFFERENCES)).encode(),
         },
     )
     write_files(export, {"student.onnx": b"fp32", "student.int8.onnx": b"int8"})
@@ -244,7 +257,7 @@ def test_bundles_are_handed_out_and_named_with_their_devices(folder: Path, page:
 
 
 def test_artifacts_are_the_stages_files_byte_for_byte(folder: Path, inputs: ReportInputs) -> None:
-    for name in ("student.safetensors", "student.json", "curve.jsonl"):
+    for name in report.STUDENT_FILES:
         assert (folder / name).read_bytes() == (Path(inputs.distillation.path) / name).read_bytes()
     selection = (Path(inputs.selection.path) / "selection.parquet").read_bytes()
     assert (folder / "selection.parquet").read_bytes() == selection
@@ -267,6 +280,14 @@ def test_answers_that_differ_come_first_then_those_that_are_wrong() -> None:
 
 def test_the_verification_writes_the_answers_under_the_name_that_the_report_reads() -> None:
     assert report.HELD_OUT_ANSWERS == verification.HELD_OUT_ANSWERS
+
+
+def test_the_page_says_how_the_student_was_trained_and_where_it_differs(page: str) -> None:
+    assert "7 steps: named" in page
+    assert "cached: on a CPU" in page
+    assert "Where the student differs from the teacher" in page
+    assert "KL 1.5 nats" in page
+    assert "after 60 steps" in page
 
 
 def test_the_log_has_each_stage_with_its_warnings(folder: Path, data: dict[str, Any]) -> None:
@@ -409,7 +430,8 @@ def test_engine_without_a_verdict_says_that_it_was_not_run(page: str, data: dict
 
 def test_page_shows_pictures_of_each_class(page: str) -> None:
     # A class: 2 labelled, 4 picks (all of them "best"), none between, 3 left out.
-    assert page.count("<img ") == 3 * (2 + 4 + 3)
+    # And one image on which student and teacher differ.
+    assert page.count("<img ") == 3 * (2 + 4 + 3) + 1
     assert page.count(">lowest, left out<") == 3
 
 

@@ -15,18 +15,19 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pu_engine import checkpoints, training
-from pu_engine.batches import Draws, Part, Sampler, labelled_rows
+from pu_engine.batches import Draws, Part, Sampler, draw_weights, labelled_rows
 from pu_engine.budget import steps_of
 from pu_engine.checkpoints import TrainingState
 from pu_engine.class_weighting import class_weighting, running_class_loss
-from pu_engine.distill_types import DistillationOptions
+from pu_engine.distill_types import DistillationOptions, DistillLoss
 from pu_engine.distillation import build_task
 from pu_engine.errors import EngineError
-from pu_engine.evaluation import model_input
+from pu_engine.evaluation import agreement_with_teacher, model_input
 from pu_engine.progress import SilentProgress
 from pu_engine.results import load
 from pu_engine.student_spec import describe
 from pu_engine.students import build
+from pu_engine.targets import CachedTargets, PrefetchedTargets
 from pu_engine.training import Task, checkpoint_steps, learning_rate, train
 from pu_engine.types import (
     TrainingSet,
@@ -161,6 +162,115 @@ def test_an_interrupted_training_ends_in_the_same_weights(task: Task, tmp_path: 
     assert resumed_curve == curve
     for name, value in undisturbed.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+EVERYTHING = replace(
+    OPTIONS, average_decay=0.9, mixup=0.2, cutmix=1.0, clip_norm=1.0, class_weights="two_sided", draws="balanced",
+    loss=DistillLoss(dkd=0.1, dist=0.5, noisy_labels=0.5, standardised=1.0),
+)  # fmt: skip
+
+
+def test_a_training_with_every_option_killed_thrice_ends_in_the_same_weights(task: Task, tmp_path: Path) -> None:
+    """Averages, mixed views and what the objective learns are kept or follow from the step."""
+    whole = replace(task, options=EVERYTHING)
+    undisturbed, resumed = network(), network()
+    with training.repeatable(1):
+        curve = train(undisturbed, whole, tmp_path / "a", SilentProgress())
+        for stopped in np.sort(np.random.default_rng(0).choice(np.arange(1, 30), 3, replace=False)):
+            with pytest.raises(Interrupted):
+                train(network(), whole, tmp_path / "b", StopAt(int(stopped)))
+        assert train(resumed, whole, tmp_path / "b", SilentProgress()) == curve
+    assert {"kl", "dkd", "dist", "noisy_labels", "standardised", "labels"} <= set(curve[0])
+    for name, value in undisturbed.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_the_student_is_the_mean_of_its_weights_where_one_is_kept(task: Task, tmp_path: Path) -> None:
+    plain, mean = network(), network()
+    train(plain, task, tmp_path / "a", SilentProgress())
+    curve = train(mean, replace(task, options=replace(OPTIONS, average_decay=0.5)), tmp_path / "b", SilentProgress())
+    assert not torch.equal(plain.state_dict()["head.weight"], mean.state_dict()["head.weight"])
+    assert curve[-1]["held_out_agreement"] == agreement_with_teacher(mean, task.held_out, task.preprocessing)
+
+
+def test_half_precision_learns_too(task: Task, tmp_path: Path) -> None:
+    curve = train(
+        network(), replace(task, options=replace(OPTIONS, precision="bf16")), tmp_path / "c", SilentProgress()
+    )
+    assert curve[-1]["loss"] < 0.5 * curve[0]["loss"]
+
+
+def test_hints_bring_the_students_features_to_the_teachers(task: Task, tmp_path: Path) -> None:
+    def with_features(own: Part) -> Part:
+        return replace(own, features=own.targets.mean(axis=1).astype(np.float16))
+
+    hinted = replace(
+        task, labelled=with_features(task.labelled), picked=with_features(task.picked),
+        options=replace(OPTIONS, loss=DistillLoss(hints=1.0)),
+    )  # fmt: skip
+    curve = train(network(), hinted, tmp_path / "c", SilentProgress())
+    assert curve[-1]["hints"] < 0.5 * curve[0]["hints"]
+
+
+def test_the_gradient_is_bounded(task: Task, tmp_path: Path) -> None:
+    """A bound of nearly nothing leaves the weights where they were, but for the decay, which is switched off."""
+    module, before = network(), weights(network())
+    options = replace(OPTIONS, clip_norm=1e-9, weight_decay=0.0)
+    train(module, replace(task, options=options), tmp_path / "c", SilentProgress())
+    torch.testing.assert_close(module.state_dict()["head.weight"], before["head.weight"], rtol=0, atol=1e-6)
+
+
+def test_targets_come_to_the_common_scale(task: Task) -> None:
+    plain = CachedTargets(task.labelled, task.picked, OPTIONS, 0).batch(3)
+    scaled = CachedTargets(task.labelled, task.picked, OPTIONS, 0, scale=0.5).batch(3)
+    torch.testing.assert_close(scaled.targets, 0.5 * plain.targets)
+
+
+def test_a_bank_shows_a_view_with_its_own_target() -> None:
+    views = np.arange(5 * 4, dtype=np.uint8).reshape(5, 4)
+    bank = Part(
+        images=np.broadcast_to(views[:, :, None, None, None], (5, 4, 8, 8, 3)).copy(),
+        targets=np.repeat(views[:, :, None], 3, axis=2).astype(np.float32),
+        labels=np.arange(5),
+    )
+    batch = Sampler(bank, bank, DistillationOptions(batch_size=16), seed=0).batch(2)
+    assert (batch.images[:, 0, 0, 0] == batch.targets[:, 0]).all()
+    assert len({int(v) % 4 for v in batch.targets[:, 0]}) > 1
+
+
+def test_prefetched_batches_are_those_of_the_source(task: Task) -> None:
+    plain = CachedTargets(task.labelled, task.picked, OPTIONS, 0)
+    ahead = PrefetchedTargets(plain, steps=6)
+    for step in (0, 1, 2, 4, 5):  # a roll-back or a resumption asks out of turn
+        assert torch.equal(ahead.batch(step).images, plain.batch(step).images)
+
+
+def test_weighted_rows_come_in_proportion_and_no_epoch_is_off_by_more_than_one() -> None:
+    drawn = Draws(8, np.array([1, 1, 1, 1, 2, 2, 4, 4]), seed=0, stream=1)
+    counts = np.bincount(drawn.take(0, 80), minlength=8)
+    expected = 80 * np.array([1, 1, 1, 1, 2, 2, 4, 4]) / 16
+    assert np.abs(counts - expected).max() <= 10
+    assert counts.sum() == 80
+    for epoch in range(10):
+        once = np.bincount(drawn.take(8 * epoch, 8), minlength=8)
+        assert np.abs(once - expected / 10).max() < 1
+
+
+def test_rows_without_weight_are_never_drawn() -> None:
+    drawn = Draws(4, np.array([0.0, 1.0, 0.0, 1.0]), seed=0, stream=1).take(0, 40)
+    assert set(drawn) == {1, 3}
+
+
+def test_balanced_draws_bring_the_classes_to_equal_shares() -> None:
+    classes = np.array([0] * 24 + [1] * 6)
+    skewed = replace(part(30), targets=np.eye(3, dtype=np.float32)[classes][:, None].repeat(2, axis=1))
+    weights = draw_weights(skewed, "balanced")
+    assert weights is not None
+    assert np.bincount(classes, weights=weights).tolist() == pytest.approx([15.0, 15.0])
+    assert draw_weights(skewed, "weighted") is None
+    given = replace(skewed, weights=np.linspace(0.1, 1, 30, dtype=np.float32))
+    assert draw_weights(given, "uniform") is None
+    assert draw_weights(given, "weighted") is not None
 
 
 def test_checkpoints_of_other_inputs_are_ignored(task: Task, tmp_path: Path) -> None:
