@@ -281,7 +281,8 @@ class Server:
         try:
             port = await self._front.open(address, credentials)
         except RuntimeError as error:
-            raise Refused(f"{address} can't be bound; is another server there? ({error})") from error
+            why = "is another server there, or is the key not the certificate's" if tls else "is another server there"
+            raise Refused(f"{address} can't be bound; {why}? ({error})") from error
         if not self._settings.listening.private:
             address = f"{'https://' if tls else ''}{address.rpartition(':')[0]}:{port}"
         self._engine.start()

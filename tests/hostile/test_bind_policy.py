@@ -54,7 +54,7 @@ def test_certificate_and_key_of_two_pairs_are_refused(folder: Path) -> None:
     made = make_certificates(folder, "other")
     pair = ("--tls-cert", made.certificate("server"), "--tls-key", made.key("other"))
     said = start_refused("--data", folder / "data", "--listen", "127.0.0.1:0", *pair, "--allow-weak-sandbox")
-    assert "can't be bound" in said
+    assert "is the key not the certificate's?" in said
 
 
 def test_revoking_the_last_token_of_a_data_folder_opens_no_port(folder: Path) -> None:
