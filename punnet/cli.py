@@ -12,6 +12,7 @@ import typer
 from punnet import __version__
 from punnet.cli_accounts import PASSED_ON, share, token, unshare
 from punnet.cli_compress import compress, plan
+from punnet.cli_config import config_app
 from punnet.cli_doctor import doctor
 from punnet.cli_gc import gc
 from punnet.cli_inspect import inspect
@@ -44,6 +45,7 @@ app.command()(page)
 app.command()(gc)
 app.command()(backup)
 app.command()(restore)
+app.add_typer(config_app, name="config")
 
 
 def print_version(asked: bool) -> None:
