@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,11 +11,14 @@ import typer
 
 from punnet import cli_options as o
 from punnet.aio import state_name
+from punnet.changed_options import changed_options
+from punnet.cli_jobs import full_id
 from punnet.cli_output import artifact_documents, bytes_text, percent_text, print_document, print_table, seconds_text
 from punnet.cli_progress import finished_document, run_to_end, transfer_bar
 from punnet.client import Client
 from punnet.errors import InvalidRequest
 from punnet.job import Job
+from punnet.options import CompressOptions
 from punnet.v1 import job_pb2
 
 REPORT, PLAN = "report.json", "plan.json"
@@ -24,9 +27,11 @@ REPORT, PLAN = "report.json", "plan.json"
 def compress(
     ctx: typer.Context,
     *,
-    teacher: o.TeacherFile,
-    images: o.Images,
-    pool: o.PoolName,
+    teacher: o.TeacherOrNone = None,
+    images: o.ImagesOrNone = None,
+    pool: o.PoolOrNone = None,
+    from_job: o.FromJob = None,
+    changes: o.Changes = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the artifacts go.")] = None,
     student: o.Student = None,
     size: o.Size = None,
@@ -72,13 +77,43 @@ def compress(
     data: o.Data = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Compress a teacher into a small verified student."""
+    """Compress a teacher into a small verified student, or a job again with other options."""
+    given = {"TEACHER.onnx": teacher, "--images": images, "--pool": pool}
+    _check_material(given, from_job, changes)
     _check_purpose(out, detach)
+    stated = o.stated(ctx)
     with Client(server, data=data) as client:
-        o.existing_pool(client, pool)
-        with transfer_bar("uploading") as progress:
-            job = client.compress(teacher, images, pool, progress=progress, **o.stated(ctx))
+        if from_job is not None:
+            job = _start_again(client, from_job, pool, {**stated, **changed_options(changes or ())})
+        else:
+            job = _start(client, teacher, images, pool, stated)
         _see_through(client, job, None if detach else out, as_json)
+
+
+def _check_material(given: Mapping[str, object], from_job: str | None, changes: Sequence[str] | None) -> None:
+    """Usage errors, as the command line's own ones."""
+    if from_job is None:
+        missing = [name for name, value in given.items() if value is None]
+        if missing:
+            raise typer.BadParameter(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing.")
+        if changes:
+            raise typer.BadParameter("--set goes with --from; give the options by their own names.")
+    elif given["TEACHER.onnx"] or given["--images"]:
+        raise typer.BadParameter("--from takes the teacher and images of a job; leave TEACHER.onnx and --images out.")
+
+
+def _start(client: Client, teacher: Path | None, images: Path | None, pool: str | None, stated: CompressOptions) -> Job:
+    if teacher is None or images is None or pool is None:
+        raise TypeError("the material was checked before")
+    o.existing_pool(client, pool)
+    with transfer_bar("uploading") as progress:
+        return client.compress(teacher, images, pool, progress=progress, **stated)
+
+
+def _start_again(client: Client, from_job: str, pool: str | None, stated: CompressOptions) -> Job:
+    if pool:
+        o.existing_pool(client, pool)
+    return client.compress_again(full_id(client, from_job), pool=pool or "", **stated)
 
 
 def _see_through(client: Client, job: Job, out: Path | None, as_json: bool) -> None:
