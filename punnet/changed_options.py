@@ -15,7 +15,7 @@ _READ = {
     "int": int,
     "float": float,
     "str": str,
-    "bool": lambda text: _flag(text),
+    "bool": lambda text: _flag(text),  # noqa: PLW0108 - it is defined below
     "Path | str": str,
     "Sequence[str]": lambda text: text.split(","),
     "Sequence[float]": lambda text: [float(part) for part in text.split(",")],

@@ -19,7 +19,7 @@ from punnet.cli_inspect import inspect
 from punnet.cli_jobs import cancel, delete, download, jobs, watch
 from punnet.cli_output import print_error
 from punnet.cli_pool import pool_app, students
-from punnet.cli_serve import backup, page, restore, serve
+from punnet.cli_serve import backup, health, page, restore, serve
 from punnet.errors import PunnetError, exit_status
 from punnet.large_buffers import keep_large_buffers
 
@@ -42,6 +42,7 @@ app.command(add_help_option=False, context_settings=PASSED_ON)(token)
 pool_app.command(add_help_option=False, context_settings=PASSED_ON)(share)
 pool_app.command(add_help_option=False, context_settings=PASSED_ON)(unshare)
 app.command()(page)
+app.command()(health)
 app.command()(gc)
 app.command()(backup)
 app.command()(restore)

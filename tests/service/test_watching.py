@@ -11,7 +11,10 @@ from pathlib import Path
 import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from typer.testing import CliRunner
 
+from punnet.cli import app
+from punnet.errors import ServerUnavailable
 from punnet.v1 import compression_pb2
 from tests.service.running_server import RunningServer, image_tar
 
@@ -85,6 +88,16 @@ def test_every_line_of_a_jobs_log_carries_its_id_and_its_stages(watched: Running
     ]
     (ended,) = [line for line in lines if line["message"] == "job ended"]
     assert (ended["job"], ended["state"]) == (job.id, "SUCCEEDED")
+
+
+def test_health_is_an_exit_status(watched: RunningServer) -> None:
+    address = f"unix:{watched.folder / 's'}"
+    assert CliRunner().invoke(app, ["health", "--data", str(watched.data)]).output == f"{address} serves.\n"
+    assert CliRunner().invoke(app, ["health", "--server", address]).exit_code == 0
+    watched.end()
+    for arguments in (["--data", str(watched.data)], ["--server", address]):
+        refused = CliRunner().invoke(app, ["health", *arguments])
+        assert isinstance(refused.exception, ServerUnavailable)
 
 
 def test_the_environment_sets_a_server_and_a_bad_value_ends_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
