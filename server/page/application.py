@@ -154,9 +154,8 @@ class PageApplication:
         return StreamingResponse(self._bytes(artifact), media_type="application/octet-stream", headers=headers)
 
     async def _bytes(self, artifact: ArtifactRow) -> AsyncIterator[bytes]:
-        async for batch in self._blobs.read(self._data.root / artifact.folder / artifact.path, 0):
-            for chunk, _ in batch:
-                yield chunk
+        async for chunk, _ in self._blobs.read(self._data.root / artifact.folder / artifact.path, 0):
+            yield chunk
 
     async def _found(self, request: Request) -> JobRow:
         job_id = request.path_params["job_id"]
