@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,42 +78,35 @@ def compress(
     as_json: o.AsJson = False,
 ) -> None:
     """Compress a teacher into a small verified student, or a job again with other options."""
-    given = {"TEACHER.onnx": teacher, "--images": images, "--pool": pool}
-    _check_material(given, from_job, changes)
+    _check_material(ctx.params)
     _check_purpose(out, detach)
-    stated = o.stated(ctx)
     with Client(server, data=data) as client:
-        if from_job is not None:
-            job = _start_again(client, from_job, pool, {**stated, **changed_options(changes or ())})
-        else:
-            job = _start(client, teacher, images, pool, stated)
+        job = _start(client, ctx.params, o.stated(ctx))
         _see_through(client, job, None if detach else out, as_json)
 
 
-def _check_material(given: Mapping[str, object], from_job: str | None, changes: Sequence[str] | None) -> None:
+def _check_material(parameters: Mapping[str, Any]) -> None:
     """Usage errors, as the command line's own ones."""
-    if from_job is None:
-        missing = [name for name, value in given.items() if value is None]
+    if parameters["from_job"] is None:
+        needed = {"TEACHER.onnx": "teacher", "--images": "images", "--pool": "pool"}
+        missing = [shown for shown, name in needed.items() if parameters[name] is None]
         if missing:
             raise typer.BadParameter(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing.")
-        if changes:
+        if parameters["changes"]:
             raise typer.BadParameter("--set goes with --from; give the options by their own names.")
-    elif given["TEACHER.onnx"] or given["--images"]:
+    elif parameters["teacher"] or parameters["images"]:
         raise typer.BadParameter("--from takes the teacher and images of a job; leave TEACHER.onnx and --images out.")
 
 
-def _start(client: Client, teacher: Path | None, images: Path | None, pool: str | None, stated: CompressOptions) -> Job:
-    if teacher is None or images is None or pool is None:
-        raise TypeError("the material was checked before")
-    o.existing_pool(client, pool)
-    with transfer_bar("uploading") as progress:
-        return client.compress(teacher, images, pool, progress=progress, **stated)
-
-
-def _start_again(client: Client, from_job: str, pool: str | None, stated: CompressOptions) -> Job:
-    if pool:
+def _start(client: Client, parameters: Mapping[str, Any], stated: CompressOptions) -> Job:
+    pool = parameters["pool"]
+    if pool is not None:
         o.existing_pool(client, pool)
-    return client.compress_again(full_id(client, from_job), pool=pool or "", **stated)
+    if parameters["from_job"] is not None:
+        options: CompressOptions = {**stated, **changed_options(parameters["changes"] or ())}
+        return client.compress_again(full_id(client, parameters["from_job"]), pool=pool or "", **options)
+    with transfer_bar("uploading") as progress:
+        return client.compress(parameters["teacher"], parameters["images"], pool, progress=progress, **stated)
 
 
 def _see_through(client: Client, job: Job, out: Path | None, as_json: bool) -> None:

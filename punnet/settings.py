@@ -24,7 +24,9 @@ else:
 
 FILE_VARIABLE = "PUNNET_CONFIG"
 TRUE, FALSE = frozenset({"1", "true", "yes", "on"}), frozenset({"0", "false", "no", "off", ""})
-WHERE = frozenset({"socket", "bind"})  # a server listens at one of them
+ALIASES = {"--bind": "--listen"}
+# A server listens at one of them; what belongs to the other is left alone then.
+ELSEWHERE = {"socket": frozenset({"listen", "tls_cert", "tls_key", "client_ca"}), "listen": frozenset({"socket"})}
 
 
 def _setting(kind: type, says: str, default: Any = None) -> Any:
@@ -35,13 +37,23 @@ def _setting(kind: type, says: str, default: Any = None) -> Any:
 class ServerSettings:
     """Each field is a flag (`--cpu-slots`), a variable (`PUNNET_CPU_SLOTS`) and a key of the file (`cpu_slots`)."""
 
-    bind: str | None = _setting(str, "address and port of this machine where clients connect")
-    socket: str | None = _setting(str, "Unix socket where clients connect, in place of `bind`")
+    listen: str | None = _setting(str, "address and port where clients connect; other machines need TLS and tokens")
+    socket: str | None = _setting(str, "Unix socket where clients connect, in place of `listen`")
+    tls_cert: str | None = _setting(str, "PEM file of the certificate chain of the port")
+    tls_key: str | None = _setting(str, "PEM file of its private key")
+    client_ca: str | None = _setting(str, "PEM file; clients must show a certificate of this authority")
+    require_tokens: bool = _setting(bool, "ask for tokens on a socket too, and on this machine's port", False)
     page: str | None = _setting(str, "address and port of the read-only page; none is served unless this is set")
     metrics: str | None = _setting(str, "address and port of Prometheus metrics; none are served unless this is set")
     threads: int | None = _setting(int, "threads of each stage; all cores unless this is set")
     cpu_slots: int = _setting(int, "short jobs at once: inspecting, planning, ingest", 1)
-    queued_jobs: int = _setting(int, "jobs that may wait", 8)
+    queued_jobs: int = _setting(int, "jobs of one tenant that may wait", 8)
+    tenant_storage_gib: float = _setting(float, "of all that a tenant has stored, where there are accounts", 50.0)
+    tenant_running_jobs: int = _setting(int, "compressions of one tenant at once, and as many short jobs", 1)
+    calls_a_minute: int = _setting(int, "of one tenant", 60)
+    transfers_a_minute: int = _setting(int, "uploads and downloads of one tenant", 6000)
+    open_calls: int = _setting(int, "of one tenant at once", 128)
+    failures_a_minute: int = _setting(int, "of a peer without a valid token", 10)
     keep_jobs_days: float | None = _setting(float, "jobs go that ended so many days ago; kept unless this is set")
     keep_results_days: float | None = _setting(
         float, "stage results go so many days after their jobs ended, but for artifacts; kept unless this is set"
@@ -94,12 +106,12 @@ def resolve(environment: Mapping[str, str], flags: Sequence[str] = ()) -> list[F
     path = config_file(environment)
     stated = _read_file(path) if path else {}
     on_line = _flags(flags)
-    listening = {name for name in on_line if name in WHERE}
+    elsewhere = frozenset[str]().union(*(ELSEWHERE[name] for name in on_line if name in ELSEWHERE))
     found = []
     for setting in fields(ServerSettings):
         name, kind = setting.name, setting.metadata["kind"]
         value, source = setting.default, "default"
-        if not (listening and name in WHERE):
+        if name not in elsewhere:
             if name in stated:
                 value, source = _typed(kind, stated[name], f"{name} in {path}"), f"file {path}"
             if variable_of(name) in environment:
@@ -176,6 +188,7 @@ def _flags(arguments: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for index, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
+        flag = ALIASES.get(flag, flag)
         if flag not in kinds:
             continue
         if kinds[flag].metadata["kind"] is bool:

@@ -225,6 +225,8 @@ class Server:
         self._blobs = BlobStore(data)
         storage = StorageQuota(data, quotas.storage_bytes)
         self._watch = Watch(self._store)
+        self._meter = Meter(self._store, data)
+        self._watch.observers.append(self._meter.note)
         self._runner = LocalRunner()
         execution = StageExecution(self._store, data, self._runner, self._watch)
         self._engine = JobEngine(
@@ -237,14 +239,10 @@ class Server:
             quotas=quotas,
             storage=storage,
         )
-        self._meter = Meter(self._store, data)
-        self._watch.observers.append(self._meter.note)
         self._collector = Collector(store=self._store, data=data, engine=self._engine, bounds=settings.bounds)
         students = StudentCatalogue(settings.data / "students")
         intake = IntakeRequests(self._blobs, storage)
         self._blob_service = BlobService(self._blobs, self._store, data, storage)
-        tls = settings.listening.tls
-        certificates = tls is not None and tls.client_ca is not None
         self._front = Front(
             compression=CompressionService(
                 engine=self._engine,
@@ -261,22 +259,19 @@ class Server:
             catalogue=CatalogueService(self._engine, students, intake),
             operator=OperatorService(self._collector),
             reflection=settings.reflection,
-            calls=Calls(Admission(self._accounts, quotas, certificates=certificates), self._audit),
+            calls=Calls(
+                Admission(self._accounts, quotas, certificates=settings.listening.asks_certificates), self._audit
+            ),
             meter=self._meter,
         )
         self._keeping: asyncio.Task[None] | None = None
         self._page_key = secrets.token_urlsafe(PAGE_KEY_BYTES)
-        sessions = Sessions(reader(self._accounts) if self._accounts else one_key(self._page_key, LOCAL_TENANT))
+        check = reader(self._accounts) if self._accounts else one_key(self._page_key, LOCAL_TENANT)
         self._page = PageApplication(
-            store=self._store,
-            data=data,
-            blobs=self._blobs,
-            watch=self._watch,
-            sessions=sessions,
+            store=self._store, data=data, blobs=self._blobs, watch=self._watch, sessions=Sessions(check),
             shared_pools=self._shared_pools,
-        )
-        self._page_server = PageServer(self._page.asgi())
-        self._metrics_server = PageServer(self._meter.asgi())
+        )  # fmt: skip
+        self._page_server, self._metrics_server = PageServer(self._page.asgi()), PageServer(self._meter.asgi())
 
     def _shared_pools(self) -> Mapping[str, str]:
         return self._accounts.shared_pools() if self._accounts is not None else {}

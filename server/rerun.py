@@ -10,6 +10,7 @@ from punnet.v1 import compression_pb2
 from server.job_spec import Spec
 from server.request_check import violation
 
+LABELS = "labels"  # the part of the loss that `label_weight` is
 OPTION_GROUPS = ("preprocessing", "student", "selection", "distillation", "export")
 
 
@@ -40,7 +41,17 @@ def fill_material(request: compression_pb2.CompressRequest, earlier: Mapping[str
 def merge_options(spec: Spec, earlier: Mapping[str, Any]) -> Spec:
     """The spec with the earlier job's options beneath its own, group by group."""
     groups = {name: {**earlier.get(name, {}), **spec.get(name, {})} for name in OPTION_GROUPS}
+    losses = [group["distillation"]["loss"] for group in (earlier, spec) if "loss" in group.get("distillation", {})]
+    if losses:
+        groups["distillation"]["loss"] = _merge_loss(*losses)
     return spec | {name: group for name, group in groups.items() if group}
+
+
+def _merge_loss(earlier: Mapping[str, float], stated: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Parts that are stated replace the earlier ones all; the labels' weight is an option of its own."""
+    parts = [{part: loss[part] for part in loss if part != LABELS} for loss in (earlier, stated or {})]
+    labels = {part: weight for part, weight in {**earlier, **(stated or {})}.items() if part == LABELS}
+    return {**(parts[1] or parts[0]), **labels}
 
 
 def not_found(job_id: str) -> PunnetError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from punnet.cli import app
 from punnet.errors import InvalidRequest
 from punnet.settings import ServerSettings, as_arguments, example, flag_of, markdown_table, resolve, variable_of
+from server import quotas
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 
@@ -19,7 +21,7 @@ DOCS = Path(__file__).resolve().parents[3] / "docs"
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "punnet.toml"
-    path.write_text('cpu_slots = 2\nquota_gib = 20\nbind = "127.0.0.1:1"\nreflection = true\n')
+    path.write_text('cpu_slots = 2\nquota_gib = 20\nlisten = "127.0.0.1:1"\ntls_cert = "c.pem"\nreflection = true\n')
     return path
 
 
@@ -39,12 +41,18 @@ def test_a_flag_counts_before_the_environment_before_the_file_before_the_default
 
 def test_arguments_stand_for_what_file_and_environment_say(file: Path) -> None:
     environment = {"PUNNET_CONFIG": str(file), "PUNNET_THREADS": "6", "PUNNET_REFLECTION": "0"}
-    assert as_arguments(environment, ["--cpu-slots", "4"]) == ["--bind=127.0.0.1:1", "--threads=6", "--quota-gib=20.0"]
+    assert as_arguments(environment, ["--cpu-slots", "4"]) == [
+        "--listen=127.0.0.1:1",
+        "--tls-cert=c.pem",
+        "--threads=6",
+        "--quota-gib=20.0",
+    ]
 
 
 def test_a_socket_on_the_line_takes_the_place_of_an_address_in_the_file(file: Path) -> None:
     arguments = as_arguments({"PUNNET_CONFIG": str(file)}, ["--socket", "/tmp/s"])
-    assert not any(argument.startswith("--bind") for argument in arguments)
+    assert not any(argument.startswith(("--listen", "--tls")) for argument in arguments)
+    assert "--listen=127.0.0.1:1" not in as_arguments({"PUNNET_CONFIG": str(file)}, ["--bind", "127.0.0.1:2"])
 
 
 def test_without_any_source_there_are_no_arguments(tmp_path: Path) -> None:
@@ -104,8 +112,13 @@ def test_the_table_in_the_docs_is_the_dataclass() -> None:
     assert (DOCS / "config.md").read_text().endswith(markdown_table())
 
 
-def test_every_setting_is_an_option_of_the_server() -> None:
-    source = (DOCS.parent / "server").rglob("*.py")
-    options = "\n".join(path.read_text() for path in source)
-    assert [s.name for s in fields(ServerSettings) if f'"{flag_of(s.name)}"' not in options] == []
+def test_settings_are_the_options_of_the_server_with_their_defaults() -> None:
+    sources = [DOCS.parent / "server" / name for name in ("main.py", "listening.py", "quotas.py")]
+    options = {match for path in sources for match in re.findall(r"add_argument\(\s*\"(--[a-z-]+)\"", path.read_text())}
+    assert {flag_of(setting.name) for setting in fields(ServerSettings)} == options - {"--data"}
     assert variable_of("cpu_slots") == "PUNNET_CPU_SLOTS"
+    defaults = {setting.name: setting.default for setting in fields(ServerSettings)}
+    same = ("queued_jobs", "calls_a_minute", "transfers_a_minute", "open_calls", "failures_a_minute")
+    assert {name: defaults[name] for name in same} == {name: getattr(quotas.DEFAULTS, name) for name in same}
+    assert defaults["tenant_running_jobs"] == quotas.DEFAULTS.running_jobs
+    assert defaults["tenant_storage_gib"] * 2**30 == quotas.DEFAULTS.storage_bytes
