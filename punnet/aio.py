@@ -138,6 +138,23 @@ class AsyncClient:
         )  # fmt: skip
         return (await self._connection.call(self._connection.compression.Compress, request)).job
 
+    async def compress_again(self, job_id: str, *, pool: str = "", **options: Unpack[CompressOptions]) -> job_pb2.Job:
+        """Starts a compression with the teacher, images, pool and options of an earlier job, but for what is stated.
+
+        Raises:
+            PunnetError: by the error table; BLOB_MISSING where the earlier job's files are gone.
+        """
+        request = compress_request(pool, options)
+        request.from_job = job_id
+        request.teacher.class_names.extend(options.get("class_names", ()))
+        request.teacher.taps.extend(options.get("taps", ()))
+        weights = options.get("student_weights")
+        if weights:
+            blob = await asyncio.to_thread(weights_blob, weights)
+            request.student.weights_sha256 = blob.sha256
+            await upload_missing(self._connection, [blob], None)
+        return (await self._connection.call(self._connection.compression.Compress, request)).job
+
     async def plan(
         self,
         teacher: Teacher,

@@ -12,13 +12,14 @@ import typer
 from punnet import __version__
 from punnet.cli_accounts import PASSED_ON, share, token, unshare
 from punnet.cli_compress import compress, plan
+from punnet.cli_config import config_app
 from punnet.cli_doctor import doctor
 from punnet.cli_gc import gc
 from punnet.cli_inspect import inspect
 from punnet.cli_jobs import cancel, delete, download, jobs, watch
 from punnet.cli_output import print_error
 from punnet.cli_pool import pool_app, students
-from punnet.cli_serve import backup, page, restore, serve
+from punnet.cli_serve import backup, health, page, restore, serve
 from punnet.errors import PunnetError, exit_status
 from punnet.large_buffers import keep_large_buffers
 
@@ -41,9 +42,11 @@ app.command(add_help_option=False, context_settings=PASSED_ON)(token)
 pool_app.command(add_help_option=False, context_settings=PASSED_ON)(share)
 pool_app.command(add_help_option=False, context_settings=PASSED_ON)(unshare)
 app.command()(page)
+app.command()(health)
 app.command()(gc)
 app.command()(backup)
 app.command()(restore)
+app.add_typer(config_app, name="config")
 
 
 def print_version(asked: bool) -> None:

@@ -11,11 +11,14 @@ import typer
 
 from punnet import cli_options as o
 from punnet.aio import state_name
+from punnet.changed_options import changed_options
+from punnet.cli_jobs import full_id
 from punnet.cli_output import artifact_documents, bytes_text, percent_text, print_document, print_table, seconds_text
 from punnet.cli_progress import finished_document, run_to_end, transfer_bar
 from punnet.client import Client
 from punnet.errors import InvalidRequest
 from punnet.job import Job
+from punnet.options import CompressOptions
 from punnet.v1 import job_pb2
 
 REPORT, PLAN = "report.json", "plan.json"
@@ -24,9 +27,11 @@ REPORT, PLAN = "report.json", "plan.json"
 def compress(
     ctx: typer.Context,
     *,
-    teacher: o.TeacherFile,
-    images: o.Images,
-    pool: o.PoolName,
+    teacher: o.TeacherOrNone = None,
+    images: o.ImagesOrNone = None,
+    pool: o.PoolOrNone = None,
+    from_job: o.FromJob = None,
+    changes: o.Changes = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the artifacts go.")] = None,
     student: o.Student = None,
     size: o.Size = None,
@@ -72,13 +77,36 @@ def compress(
     data: o.Data = None,
     as_json: o.AsJson = False,
 ) -> None:
-    """Compress a teacher into a small verified student."""
+    """Compress a teacher into a small verified student, or a job again with other options."""
+    _check_material(ctx.params)
     _check_purpose(out, detach)
     with Client(server, data=data) as client:
-        o.existing_pool(client, pool)
-        with transfer_bar("uploading") as progress:
-            job = client.compress(teacher, images, pool, progress=progress, **o.stated(ctx))
+        job = _start(client, ctx.params, o.stated(ctx))
         _see_through(client, job, None if detach else out, as_json)
+
+
+def _check_material(parameters: Mapping[str, Any]) -> None:
+    """Usage errors, as the command line's own ones."""
+    if parameters["from_job"] is None:
+        needed = {"TEACHER.onnx": "teacher", "--images": "images", "--pool": "pool"}
+        missing = [shown for shown, name in needed.items() if parameters[name] is None]
+        if missing:
+            raise typer.BadParameter(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing.")
+        if parameters["changes"]:
+            raise typer.BadParameter("--set goes with --from; give the options by their own names.")
+    elif parameters["teacher"] or parameters["images"]:
+        raise typer.BadParameter("--from takes the teacher and images of a job; leave TEACHER.onnx and --images out.")
+
+
+def _start(client: Client, parameters: Mapping[str, Any], stated: CompressOptions) -> Job:
+    pool = parameters["pool"]
+    if pool is not None:
+        o.existing_pool(client, pool)
+    if parameters["from_job"] is not None:
+        options: CompressOptions = {**stated, **changed_options(parameters["changes"] or ())}
+        return client.compress_again(full_id(client, parameters["from_job"]), pool=pool or "", **options)
+    with transfer_bar("uploading") as progress:
+        return client.compress(parameters["teacher"], parameters["images"], pool, progress=progress, **stated)
 
 
 def _see_through(client: Client, job: Job, out: Path | None, as_json: bool) -> None:

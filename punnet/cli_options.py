@@ -109,6 +109,25 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on
 TeacherFile = Annotated[Path, typer.Argument(metavar="TEACHER.onnx", help="The teacher, as ONNX.")]
 Images = Annotated[Path, typer.Option("--images", metavar="DIR", help="A folder with a folder of images a label.")]
 PoolName = Annotated[str, typer.Option("--pool", metavar="NAME", help="The pool of unlabelled images.")]
+TeacherOrNone = Annotated[
+    Path | None, typer.Argument(metavar="TEACHER.onnx", help="The teacher, as ONNX; needed without --from.")
+]
+ImagesOrNone = Annotated[
+    Path | None,
+    typer.Option("--images", metavar="DIR", help="A folder with a folder of images a label; needed without --from."),
+]
+PoolOrNone = Annotated[
+    str | None,
+    typer.Option("--pool", metavar="NAME", help="The pool of unlabelled images; needed without --from."),
+]
+FromJob = Annotated[
+    str | None,
+    typer.Option("--from", metavar="JOB", help="A job again: its teacher, images, pool and options, but for yours."),
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Another option for --from, e.g. steps=3000; may be repeated."),
+]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, or the start of one.")]
 RequestId = Annotated[
     str | None, typer.Option("--request-id", help="The same request with the same id gives the same job.")

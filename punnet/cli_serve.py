@@ -13,7 +13,7 @@ import typer
 from punnet import cli_options as o
 from punnet.cli_output import print_document
 from punnet.errors import ServerUnavailable
-from punnet.private_server import data_folder, missing_packages, recorded_address
+from punnet.private_server import answers, data_folder, missing_packages, recorded_address
 
 SERVE_REMEDY = "Start one with `punnet serve --bind 127.0.0.1:7860 --page 127.0.0.1:7861`."
 
@@ -78,6 +78,15 @@ def page(data: o.Data = None, as_json: o.AsJson = False) -> None:
         print_document({"page": address, "key": key, "open": opening})
         return
     typer.echo(opening)
+
+
+def health(server: o.Server = None, data: o.Data = None) -> None:
+    """Exit with 0 where the server serves, else with 13. Starts none: for containers and probes."""
+    address = server or recorded_address(data_folder(data))
+    if address is None or not answers(address):
+        where = address or str(data_folder(data))
+        raise ServerUnavailable(f"No server serves at {where}.", code="UNAVAILABLE", remedy=SERVE_REMEDY)
+    typer.echo(f"{address} serves.")
 
 
 def server_record(data: Any) -> dict[str, Any]:

@@ -101,6 +101,10 @@ class Client:
         )
         return Job(self, self._run(started).id)
 
+    def compress_again(self, job_id: str, *, pool: str = "", **options: Unpack[CompressOptions]) -> Job:
+        """Starts a compression with the request of an earlier job, but for what is stated."""
+        return Job(self, self._run(self._client.compress_again(job_id, pool=pool, **options)).id)
+
     def plan(
         self,
         teacher: Teacher,

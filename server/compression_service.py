@@ -21,6 +21,7 @@ from server.jobs import JobEngine
 from server.page_token import parse_token, to_token
 from server.pool_table import SharedPools, pool_reference
 from server.request_check import check_compression, page_size
+from server.rerun import fill_material, merge_options, not_found
 from server.store import Store
 from server.students import StudentCatalogue
 from server.watch import Watch
@@ -110,6 +111,12 @@ class CompressionService(compression_pb2_grpc.CompressionServiceServicer):
         return capabilities(self._data.root, self._confinement)
 
     async def _accept(self, kind: str, request: compression_pb2.CompressRequest) -> job_pb2.Job:
+        earlier: Mapping[str, Any] = {}
+        if request.from_job:
+            earlier = await self._store.read(job_table.spec_of, tenant(), request.from_job)
+            if not earlier:
+                raise not_found(request.from_job)
+            fill_material(request, earlier)
         check_compression(request, pool_needed=kind != "validate")
         pool = None
         if request.pool:
@@ -117,7 +124,7 @@ class CompressionService(compression_pb2_grpc.CompressionServiceServicer):
                 pool_reference, tenant(), request.pool, request.request_id, self._shared_pools()
             )
         await self._students.check(request.student.name)
-        spec = compression_spec(request, pool)
+        spec = merge_options(compression_spec(request, pool), earlier)
         await self._intake.prepare(tenant(), request, spec)
         job = await self._engine.submit(tenant(), kind, spec, request.request_id)
         return self._message(job)

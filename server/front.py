@@ -26,7 +26,9 @@ from punnet.v1 import (
 )
 from server.admission import Admission
 from server.audit import AuditLog, Record
+from server.call_times import CallTimes
 from server.callers import Caller, enter
+from server.meter import Meter
 from server.scopes import is_open
 from server.status import abort, internal
 
@@ -200,11 +202,12 @@ class Front:
         operator: operator_pb2_grpc.OperatorServiceServicer,
         reflection: bool,
         calls: Calls,
+        meter: Meter,
     ) -> None:
         self.calls = calls
         self.health = HealthServicer()
         self.server = grpc.aio.server(
-            interceptors=(self.calls,), options=OPTIONS, maximum_concurrent_rpcs=CONCURRENT_CALLS
+            interceptors=(CallTimes(meter), self.calls), options=OPTIONS, maximum_concurrent_rpcs=CONCURRENT_CALLS
         )
         compression_pb2_grpc.add_CompressionServiceServicer_to_server(compression, self.server)
         blob_pb2_grpc.add_BlobServiceServicer_to_server(blob, self.server)

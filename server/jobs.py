@@ -26,6 +26,7 @@ from server.collection import Removal, remove_file
 from server.folders import DataFolder, remove_tree
 from server.job_spec import digests_of, located, readable_paths
 from server.job_table import FINAL, ArtifactRow, Event, JobRow, NewJob
+from server.logs import about
 from server.processes import kill_marked, kill_orphan
 from server.quotas import Quotas, over_quota
 from server.removal import remove_unpinned_blobs, sweep_job_folders, sweep_pools
@@ -264,8 +265,9 @@ class JobEngine:
             if self._stopping or running.cancelled:
                 running.stop.set()
             try:
-                await self._watch.publish(key, events)
-                await self._finish(job, running)
+                with about(job=job.id, tenant=job.tenant):
+                    await self._watch.publish(key, events)
+                    await self._finish(job, running)
             finally:
                 del self._running[key]
 

@@ -53,6 +53,11 @@ class Listening:
         """Only this user reaches a socket in a folder of its own; every user of the machine reaches a port."""
         return self.address.startswith("unix:")
 
+    @property
+    def asks_certificates(self) -> bool:
+        """Whether clients must show a certificate of their own."""
+        return self.tls is not None and self.tls.client_ca is not None
+
     def accounts(self, data: DataFolder) -> Accounts | None:
         """The accounts by which callers are admitted; None where whoever reaches the address is the user.
 

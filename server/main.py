@@ -27,6 +27,7 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 from punnet import __version__
 from punnet.errors import PunnetError
 from punnet.large_buffers import keep_large_buffers
+from punnet.settings import as_arguments
 from server import listening
 from server.admission import Admission
 from server.audit import AuditLog
@@ -43,6 +44,7 @@ from server.intake_requests import IntakeRequests
 from server.jobs import JobEngine, Slots
 from server.listening import Listening, Refused, remove_dead_socket
 from server.logs import start_log
+from server.meter import Meter
 from server.operator_service import OperatorService
 from server.page.access import Sessions, one_key, reader
 from server.page.application import PageApplication
@@ -81,6 +83,7 @@ class Settings:
     reflection: bool
     allow_weak_sandbox: bool
     page: tuple[str, int] | None  # where the page listens
+    metrics: tuple[str, int] | None  # where Prometheus reads
     bounds: Bounds  # of what is kept
 
 
@@ -125,12 +128,14 @@ def parse_settings(arguments: list[str] | None) -> Settings:
     parser.add_argument("--cpu-slots", type=int, default=1, help="short jobs at once: inspecting, planning, ingest")
     add_quotas(parser)
     parser.add_argument("--page", metavar="HOST:PORT", help="also serve the read-only page there")
+    parser.add_argument("--metrics", metavar="HOST:PORT", help="also serve Prometheus metrics there")
     parser.add_argument("--keep-jobs-days", type=float, help="jobs go that ended so many days ago")
     parser.add_argument("--keep-results-days", type=float, help="results of stages go, so many days after their jobs")
     parser.add_argument("--quota-gib", type=float, help="results, then blobs of ended jobs go beyond it")
     parser.add_argument("--reflection", action="store_true")
     parser.add_argument("--allow-weak-sandbox", action="store_true")
-    options = parser.parse_args(arguments)
+    stated = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args([*as_arguments(os.environ, stated), *stated])
     for name in ("threads", "cpu_slots", *WHOLE_OPTIONS):
         if getattr(options, name) < 1:
             raise Refused(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}.")
@@ -145,7 +150,8 @@ def parse_settings(arguments: list[str] | None) -> Settings:
         reflection=options.reflection,
         allow_weak_sandbox=options.allow_weak_sandbox,
         bounds=bounds_of(options),
-        page=page_place(options.page) if options.page else None,
+        page=page_place(options.page, "--page") if options.page else None,
+        metrics=page_place(options.metrics, "--metrics") if options.metrics else None,
     )
 
 
@@ -219,6 +225,8 @@ class Server:
         self._blobs = BlobStore(data)
         storage = StorageQuota(data, quotas.storage_bytes)
         self._watch = Watch(self._store)
+        self._meter = Meter(self._store, data)
+        self._watch.observers.append(self._meter.note)
         self._runner = LocalRunner()
         execution = StageExecution(self._store, data, self._runner, self._watch)
         self._engine = JobEngine(
@@ -235,8 +243,6 @@ class Server:
         students = StudentCatalogue(settings.data / "students")
         intake = IntakeRequests(self._blobs, storage)
         self._blob_service = BlobService(self._blobs, self._store, data, storage)
-        tls = settings.listening.tls
-        certificates = tls is not None and tls.client_ca is not None
         self._front = Front(
             compression=CompressionService(
                 engine=self._engine,
@@ -253,20 +259,19 @@ class Server:
             catalogue=CatalogueService(self._engine, students, intake),
             operator=OperatorService(self._collector),
             reflection=settings.reflection,
-            calls=Calls(Admission(self._accounts, quotas, certificates=certificates), self._audit),
+            calls=Calls(
+                Admission(self._accounts, quotas, certificates=settings.listening.asks_certificates), self._audit
+            ),
+            meter=self._meter,
         )
         self._keeping: asyncio.Task[None] | None = None
         self._page_key = secrets.token_urlsafe(PAGE_KEY_BYTES)
-        sessions = Sessions(reader(self._accounts) if self._accounts else one_key(self._page_key, LOCAL_TENANT))
+        check = reader(self._accounts) if self._accounts else one_key(self._page_key, LOCAL_TENANT)
         self._page = PageApplication(
-            store=self._store,
-            data=data,
-            blobs=self._blobs,
-            watch=self._watch,
-            sessions=sessions,
+            store=self._store, data=data, blobs=self._blobs, watch=self._watch, sessions=Sessions(check),
             shared_pools=self._shared_pools,
-        )
-        self._page_server = PageServer(self._page.asgi())
+        )  # fmt: skip
+        self._page_server, self._metrics_server = PageServer(self._page.asgi()), PageServer(self._meter.asgi())
 
     def _shared_pools(self) -> Mapping[str, str]:
         return self._accounts.shared_pools() if self._accounts is not None else {}
@@ -289,19 +294,22 @@ class Server:
         self._keeping = asyncio.create_task(self._collector.keep_bounds(), name="collector")
         ready = {"address": address, "pid": os.getpid(), "version": __version__}
         key = {}
+        if self._settings.metrics:
+            place = await self._open(self._metrics_server, *self._settings.metrics)
+            ready["metrics"] = f"{place}metrics"
         if self._settings.page:
-            ready["page"] = await self._open_page(*self._settings.page)
+            ready["page"] = await self._open(self._page_server, *self._settings.page)
             # For this user alone: the file is not readable by others. With accounts the page takes their tokens.
             key = {} if self._accounts else {"page_key": self._page_key}
         await asyncio.to_thread(write_json, self._settings.data / "server.json", ready | key)
         log.info("ready", extra=ready)
 
-    async def _open_page(self, host: str, port: int) -> str:
-        """The page's address."""
+    async def _open(self, server: PageServer, host: str, port: int) -> str:
+        """The address where the page or the metrics are read."""
         try:
-            port = await self._page_server.open(host, port)
+            port = await server.open(host, port)
         except OSError as error:
-            raise Refused(f"--page {host}:{port} can't be bound: {error.strerror}.") from error
+            raise Refused(f"{host}:{port} can't be bound: {error.strerror}.") from error
         return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
     async def until(self, stop: asyncio.Event) -> None:
@@ -332,7 +340,7 @@ class Server:
             self._keeping.cancel()
         ending = asyncio.create_task(self._engine.shutdown())
         await self._watch.drain()
-        await self._page_server.close()
+        await asyncio.gather(self._page_server.close(), self._metrics_server.close())
         # Stopping the server cuts a watcher off whose UNAVAILABLE is not yet sent: it would see CANCELLED.
         await self._front.calls.ended(CALLS_END_SECONDS)
         await self._front.server.stop(STOP_SECONDS)

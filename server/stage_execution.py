@@ -32,6 +32,7 @@ from server.job_table import (
     runs_of,
     set_process,
 )
+from server.logs import about
 from server.manifest import MANIFEST, Manifest, ProtocolError, read_error, read_finished
 from server.runners.port import Runner, StageCommand, StageOutcome, StageProgress
 from server.store import Store
@@ -95,6 +96,12 @@ class StageExecution:
             StageStopped: the job or the server stops.
         """
         key = stage_key(stage, inputs, installed_versions())
+        with about(stage=stage.name):
+            return await self._finish(context, stage, key, inputs, read)
+
+    async def _finish(
+        self, context: JobContext, stage: Stage, key: str, inputs: Mapping[str, Any], read: Sequence[Path]
+    ) -> Finished:
         async with self._alone(context, key):
             workdir = self._data.stage(context.job.tenant, key)
             finished = await self._reusable(context, stage, key, workdir)
@@ -241,6 +248,8 @@ class StageExecution:
 
     async def _note(self, job: JobRow, run: StageRun) -> None:
         events = await self._store.write(put_run, job, run)
+        facts = {"state": run.state, "attempt": run.attempt, "seconds": run.seconds}
+        log.info("stage", extra={**facts, "key": run.key, "peak_memory_bytes": run.peak_memory_bytes})
         await self._watch.publish((job.tenant, job.id), events)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from punnet.errors import make_error
@@ -42,6 +42,7 @@ class Watch:
         self._store = store
         self._feeds: dict[tuple[str, str], Feed] = {}
         self._draining = False
+        self.observers: list[Callable[[Event], None]] = []  # told of every event once it is durable
 
     async def publish(self, job: tuple[str, str], events: Sequence[Event]) -> None:
         """Announce events that are durable by now."""
@@ -49,6 +50,8 @@ class Watch:
             return
         feed = self._feeds.setdefault(job, Feed())
         for event in sorted(events, key=lambda e: e.seq):
+            for observe in self.observers:
+                observe(event)
             # Two writers may announce in another order than they committed; watchers then read the table.
             if not feed.recent or event.seq == feed.recent[-1].seq + 1:
                 feed.recent.append(event)

@@ -26,7 +26,7 @@ from punnet.v1 import job_pb2 as punnet_dot_v1_dot_job__pb2
 from punnet.v1 import options_pb2 as punnet_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpunnet/v1/compression.proto\x12\tpunnet.v1\x1a\x13punnet/v1/job.proto\x1a\x17punnet/v1/options.proto\"\x95\x03\n\x0f\x43ompressRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12#\n\x07teacher\x18\x02 \x01(\x0b\x32\x12.punnet.v1.Teacher\x12)\n\x06images\x18\x03 \x01(\x0b\x32\x19.punnet.v1.LabelledImages\x12\x0c\n\x04pool\x18\x04 \x01(\t\x12*\n\x07student\x18\x05 \x01(\x0b\x32\x19.punnet.v1.StudentOptions\x12/\n\rpreprocessing\x18\x06 \x01(\x0b\x32\x18.punnet.v1.Preprocessing\x12.\n\tselection\x18\x07 \x01(\x0b\x32\x1b.punnet.v1.SelectionOptions\x12\x34\n\x0c\x64istillation\x18\x08 \x01(\x0b\x32\x1e.punnet.v1.DistillationOptions\x12(\n\x06\x65xport\x18\t \x01(\x0b\x32\x18.punnet.v1.ExportOptions\x12\x0c\n\x04seed\x18\n \x01(\x03\x12\x15\n\rvalidate_only\x18\x0b \x01(\x08\"/\n\x10\x43ompressResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.punnet.v1.Job\"I\n\x16PlanCompressionRequest\x12/\n\x0b\x63ompression\x18\x01 \x01(\x0b\x32\x1a.punnet.v1.CompressRequest\"6\n\x17PlanCompressionResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.punnet.v1.Job\"\x1b\n\rGetJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"-\n\x0eGetJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.punnet.v1.Job\"8\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"I\n\x10ListJobsResponse\x12\x1c\n\x04jobs\x18\x01 \x03(\x0b\x32\x0e.punnet.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"0\n\x0fWatchJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tafter_seq\x18\x02 \x01(\x03\"\xb9\x01\n\x10WatchJobResponse\x12\"\n\x08snapshot\x18\x01 \x01(\x0b\x32\x0e.punnet.v1.JobH\x00\x12$\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x13.punnet.v1.JobEventH\x00\x12&\n\x04tick\x18\x03 \x01(\x0b\x32\x16.punnet.v1.StageStatusH\x00\x12)\n\theartbeat\x18\x04 \x01(\x0b\x32\x14.punnet.v1.HeartbeatH\x00\x42\x08\n\x06update\"\x0b\n\tHeartbeat\"\x1e\n\x10\x43\x61ncelJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"0\n\x11\x43\x61ncelJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.punnet.v1.Job\"\x1e\n\x10\x44\x65leteJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x13\n\x11\x44\x65leteJobResponse\"\x18\n\x16GetCapabilitiesRequest\"\x8d\x03\n\x17GetCapabilitiesResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x42\n\x08packages\x18\x02 \x03(\x0b\x32\x30.punnet.v1.GetCapabilitiesResponse.PackagesEntry\x12\x0f\n\x07\x64\x65vices\x18\x03 \x03(\t\x12H\n\x0b\x63onfinement\x18\x04 \x03(\x0b\x32\x33.punnet.v1.GetCapabilitiesResponse.ConfinementEntry\x12\x18\n\x10max_inline_bytes\x18\x05 \x01(\x03\x12\x19\n\x11max_teacher_bytes\x18\x06 \x01(\x03\x12\x17\n\x0f\x66ree_disk_bytes\x18\x07 \x01(\x03\x12\x0f\n\x07targets\x18\x08 \x03(\t\x1a/\n\rPackagesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x32\n\x10\x43onfinementEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x08:\x02\x38\x01\x32\xe8\x04\n\x12\x43ompressionService\x12\x43\n\x08\x43ompress\x12\x1a.punnet.v1.CompressRequest\x1a\x1b.punnet.v1.CompressResponse\x12X\n\x0fPlanCompression\x12!.punnet.v1.PlanCompressionRequest\x1a\".punnet.v1.PlanCompressionResponse\x12=\n\x06GetJob\x12\x18.punnet.v1.GetJobRequest\x1a\x19.punnet.v1.GetJobResponse\x12\x43\n\x08ListJobs\x12\x1a.punnet.v1.ListJobsRequest\x1a\x1b.punnet.v1.ListJobsResponse\x12\x45\n\x08WatchJob\x12\x1a.punnet.v1.WatchJobRequest\x1a\x1b.punnet.v1.WatchJobResponse0\x01\x12\x46\n\tCancelJob\x12\x1b.punnet.v1.CancelJobRequest\x1a\x1c.punnet.v1.CancelJobResponse\x12\x46\n\tDeleteJob\x12\x1b.punnet.v1.DeleteJobRequest\x1a\x1c.punnet.v1.DeleteJobResponse\x12X\n\x0fGetCapabilities\x12!.punnet.v1.GetCapabilitiesRequest\x1a\".punnet.v1.GetCapabilitiesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bpunnet/v1/compression.proto\x12\tpunnet.v1\x1a\x13punnet/v1/job.proto\x1a\x17punnet/v1/options.proto\"\xa7\x03\n\x0f\x43ompressRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12#\n\x07teacher\x18\x02 \x01(\x0b\x32\x12.punnet.v1.Teacher\x12)\n\x06images\x18\x03 \x01(\x0b\x32\x19.punnet.v1.LabelledImages\x12\x0c\n\x04pool\x18\x04 \x01(\t\x12*\n\x07student\x18\x05 \x01(\x0b\x32\x19.punnet.v1.StudentOptions\x12/\n\rpreprocessing\x18\x06 \x01(\x0b\x32\x18.punnet.v1.Preprocessing\x12.\n\tselection\x18\x07 \x01(\x0b\x32\x1b.punnet.v1.SelectionOptions\x12\x34\n\x0c\x64istillation\x18\x08 \x01(\x0b\x32\x1e.punnet.v1.DistillationOptions\x12(\n\x06\x65xport\x18\t \x01(\x0b\x32\x18.punnet.v1.ExportOptions\x12\x0c\n\x04seed\x18\n \x01(\x03\x12\x15\n\rvalidate_only\x18\x0b \x01(\x08\x12\x10\n\x08\x66rom_job\x18\x0c \x01(\t\"/\n\x10\x43ompressResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.punnet.v1.Job\"I\n\x16PlanCompressionRequest\x12/\n\x0b\x63ompression\x18\x01 \x01(\x0b\x32\x1a.punnet.v1.CompressRequest\"6\n\x17PlanCompressionResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.punnet.v1.Job\"\x1b\n\rGetJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"-\n\x0eGetJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.punnet.v1.Job\"8\n\x0fListJobsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"I\n\x10ListJobsResponse\x12\x1c\n\x04jobs\x18\x01 \x03(\x0b\x32\x0e.punnet.v1.Job\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"0\n\x0fWatchJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tafter_seq\x18\x02 \x01(\x03\"\xb9\x01\n\x10WatchJobResponse\x12\"\n\x08snapshot\x18\x01 \x01(\x0b\x32\x0e.punnet.v1.JobH\x00\x12$\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x13.punnet.v1.JobEventH\x00\x12&\n\x04tick\x18\x03 \x01(\x0b\x32\x16.punnet.v1.StageStatusH\x00\x12)\n\theartbeat\x18\x04 \x01(\x0b\x32\x14.punnet.v1.HeartbeatH\x00\x42\x08\n\x06update\"\x0b\n\tHeartbeat\"\x1e\n\x10\x43\x61ncelJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"0\n\x11\x43\x61ncelJobResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.punnet.v1.Job\"\x1e\n\x10\x44\x65leteJobRequest\x12\n\n\x02id\x18\x01 \x01(\t\"\x13\n\x11\x44\x65leteJobResponse\"\x18\n\x16GetCapabilitiesRequest\"\x8d\x03\n\x17GetCapabilitiesResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x42\n\x08packages\x18\x02 \x03(\x0b\x32\x30.punnet.v1.GetCapabilitiesResponse.PackagesEntry\x12\x0f\n\x07\x64\x65vices\x18\x03 \x03(\t\x12H\n\x0b\x63onfinement\x18\x04 \x03(\x0b\x32\x33.punnet.v1.GetCapabilitiesResponse.ConfinementEntry\x12\x18\n\x10max_inline_bytes\x18\x05 \x01(\x03\x12\x19\n\x11max_teacher_bytes\x18\x06 \x01(\x03\x12\x17\n\x0f\x66ree_disk_bytes\x18\x07 \x01(\x03\x12\x0f\n\x07targets\x18\x08 \x03(\t\x1a/\n\rPackagesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x32\n\x10\x43onfinementEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x08:\x02\x38\x01\x32\xe8\x04\n\x12\x43ompressionService\x12\x43\n\x08\x43ompress\x12\x1a.punnet.v1.CompressRequest\x1a\x1b.punnet.v1.CompressResponse\x12X\n\x0fPlanCompression\x12!.punnet.v1.PlanCompressionRequest\x1a\".punnet.v1.PlanCompressionResponse\x12=\n\x06GetJob\x12\x18.punnet.v1.GetJobRequest\x1a\x19.punnet.v1.GetJobResponse\x12\x43\n\x08ListJobs\x12\x1a.punnet.v1.ListJobsRequest\x1a\x1b.punnet.v1.ListJobsResponse\x12\x45\n\x08WatchJob\x12\x1a.punnet.v1.WatchJobRequest\x1a\x1b.punnet.v1.WatchJobResponse0\x01\x12\x46\n\tCancelJob\x12\x1b.punnet.v1.CancelJobRequest\x1a\x1c.punnet.v1.CancelJobResponse\x12\x46\n\tDeleteJob\x12\x1b.punnet.v1.DeleteJobRequest\x1a\x1c.punnet.v1.DeleteJobResponse\x12X\n\x0fGetCapabilities\x12!.punnet.v1.GetCapabilitiesRequest\x1a\".punnet.v1.GetCapabilitiesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,43 +38,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETCAPABILITIESRESPONSE_CONFINEMENTENTRY']._loaded_options = None
   _globals['_GETCAPABILITIESRESPONSE_CONFINEMENTENTRY']._serialized_options = b'8\001'
   _globals['_COMPRESSREQUEST']._serialized_start=89
-  _globals['_COMPRESSREQUEST']._serialized_end=494
-  _globals['_COMPRESSRESPONSE']._serialized_start=496
-  _globals['_COMPRESSRESPONSE']._serialized_end=543
-  _globals['_PLANCOMPRESSIONREQUEST']._serialized_start=545
-  _globals['_PLANCOMPRESSIONREQUEST']._serialized_end=618
-  _globals['_PLANCOMPRESSIONRESPONSE']._serialized_start=620
-  _globals['_PLANCOMPRESSIONRESPONSE']._serialized_end=674
-  _globals['_GETJOBREQUEST']._serialized_start=676
-  _globals['_GETJOBREQUEST']._serialized_end=703
-  _globals['_GETJOBRESPONSE']._serialized_start=705
-  _globals['_GETJOBRESPONSE']._serialized_end=750
-  _globals['_LISTJOBSREQUEST']._serialized_start=752
-  _globals['_LISTJOBSREQUEST']._serialized_end=808
-  _globals['_LISTJOBSRESPONSE']._serialized_start=810
-  _globals['_LISTJOBSRESPONSE']._serialized_end=883
-  _globals['_WATCHJOBREQUEST']._serialized_start=885
-  _globals['_WATCHJOBREQUEST']._serialized_end=933
-  _globals['_WATCHJOBRESPONSE']._serialized_start=936
-  _globals['_WATCHJOBRESPONSE']._serialized_end=1121
-  _globals['_HEARTBEAT']._serialized_start=1123
-  _globals['_HEARTBEAT']._serialized_end=1134
-  _globals['_CANCELJOBREQUEST']._serialized_start=1136
-  _globals['_CANCELJOBREQUEST']._serialized_end=1166
-  _globals['_CANCELJOBRESPONSE']._serialized_start=1168
-  _globals['_CANCELJOBRESPONSE']._serialized_end=1216
-  _globals['_DELETEJOBREQUEST']._serialized_start=1218
-  _globals['_DELETEJOBREQUEST']._serialized_end=1248
-  _globals['_DELETEJOBRESPONSE']._serialized_start=1250
-  _globals['_DELETEJOBRESPONSE']._serialized_end=1269
-  _globals['_GETCAPABILITIESREQUEST']._serialized_start=1271
-  _globals['_GETCAPABILITIESREQUEST']._serialized_end=1295
-  _globals['_GETCAPABILITIESRESPONSE']._serialized_start=1298
-  _globals['_GETCAPABILITIESRESPONSE']._serialized_end=1695
-  _globals['_GETCAPABILITIESRESPONSE_PACKAGESENTRY']._serialized_start=1596
-  _globals['_GETCAPABILITIESRESPONSE_PACKAGESENTRY']._serialized_end=1643
-  _globals['_GETCAPABILITIESRESPONSE_CONFINEMENTENTRY']._serialized_start=1645
-  _globals['_GETCAPABILITIESRESPONSE_CONFINEMENTENTRY']._serialized_end=1695
-  _globals['_COMPRESSIONSERVICE']._serialized_start=1698
-  _globals['_COMPRESSIONSERVICE']._serialized_end=2314
+  _globals['_COMPRESSREQUEST']._serialized_end=512
+  _globals['_COMPRESSRESPONSE']._serialized_start=514
+  _globals['_COMPRESSRESPONSE']._serialized_end=561
+  _globals['_PLANCOMPRESSIONREQUEST']._serialized_start=563
+  _globals['_PLANCOMPRESSIONREQUEST']._serialized_end=636
+  _globals['_PLANCOMPRESSIONRESPONSE']._serialized_start=638
+  _globals['_PLANCOMPRESSIONRESPONSE']._serialized_end=692
+  _globals['_GETJOBREQUEST']._serialized_start=694
+  _globals['_GETJOBREQUEST']._serialized_end=721
+  _globals['_GETJOBRESPONSE']._serialized_start=723
+  _globals['_GETJOBRESPONSE']._serialized_end=768
+  _globals['_LISTJOBSREQUEST']._serialized_start=770
+  _globals['_LISTJOBSREQUEST']._serialized_end=826
+  _globals['_LISTJOBSRESPONSE']._serialized_start=828
+  _globals['_LISTJOBSRESPONSE']._serialized_end=901
+  _globals['_WATCHJOBREQUEST']._serialized_start=903
+  _globals['_WATCHJOBREQUEST']._serialized_end=951
+  _globals['_WATCHJOBRESPONSE']._serialized_start=954
+  _globals['_WATCHJOBRESPONSE']._serialized_end=1139
+  _globals['_HEARTBEAT']._serialized_start=1141
+  _globals['_HEARTBEAT']._serialized_end=1152
+  _globals['_CANCELJOBREQUEST']._serialized_start=1154
+  _globals['_CANCELJOBREQUEST']._serialized_end=1184
+  _globals['_CANCELJOBRESPONSE']._serialized_start=1186
+  _globals['_CANCELJOBRESPONSE']._serialized_end=1234
+  _globals['_DELETEJOBREQUEST']._serialized_start=1236
+  _globals['_DELETEJOBREQUEST']._serialized_end=1266
+  _globals['_DELETEJOBRESPONSE']._serialized_start=1268
+  _globals['_DELETEJOBRESPONSE']._serialized_end=1287
+  _globals['_GETCAPABILITIESREQUEST']._serialized_start=1289
+  _globals['_GETCAPABILITIESREQUEST']._serialized_end=1313
+  _globals['_GETCAPABILITIESRESPONSE']._serialized_start=1316
+  _globals['_GETCAPABILITIESRESPONSE']._serialized_end=1713
+  _globals['_GETCAPABILITIESRESPONSE_PACKAGESENTRY']._serialized_start=1614
+  _globals['_GETCAPABILITIESRESPONSE_PACKAGESENTRY']._serialized_end=1661
+  _globals['_GETCAPABILITIESRESPONSE_CONFINEMENTENTRY']._serialized_start=1663
+  _globals['_GETCAPABILITIESRESPONSE_CONFINEMENTENTRY']._serialized_end=1713
+  _globals['_COMPRESSIONSERVICE']._serialized_start=1716
+  _globals['_COMPRESSIONSERVICE']._serialized_end=2332
 # @@protoc_insertion_point(module_scope)

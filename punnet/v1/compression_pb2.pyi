@@ -37,6 +37,7 @@ class CompressRequest(_message.Message):
     EXPORT_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    FROM_JOB_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """1 to 64 characters of [A-Za-z0-9_-], chosen by the client. The same request with the same
     id gives the same job; a different one ALREADY_EXISTS. Empty: no idempotency.
@@ -47,6 +48,11 @@ class CompressRequest(_message.Message):
     """Every random choice follows from it. 0 to 2^31 - 1."""
     validate_only: _builtins.bool
     """Run intake and the checks only: the job ends SUCCEEDED without a student."""
+    from_job: _builtins.str
+    """A job whose request is taken for all that this one leaves out; its stages are reused where
+    nothing that they read has changed. Its files must still be there: an ended job's are, until
+    it is deleted or a quota takes them.
+    """
     @_builtins.property
     def teacher(self) -> _options_pb2.Teacher:
         """The model to compress."""
@@ -89,10 +95,11 @@ class CompressRequest(_message.Message):
         export: _options_pb2.ExportOptions | None = ...,
         seed: _builtins.int = ...,
         validate_only: _builtins.bool = ...,
+        from_job: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["distillation", b"distillation", "export", b"export", "images", b"images", "preprocessing", b"preprocessing", "selection", b"selection", "student", b"student", "teacher", b"teacher"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["distillation", b"distillation", "export", b"export", "images", b"images", "pool", b"pool", "preprocessing", b"preprocessing", "request_id", b"request_id", "seed", b"seed", "selection", b"selection", "student", b"student", "teacher", b"teacher", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["distillation", b"distillation", "export", b"export", "from_job", b"from_job", "images", b"images", "pool", b"pool", "preprocessing", b"preprocessing", "request_id", b"request_id", "seed", b"seed", "selection", b"selection", "student", b"student", "teacher", b"teacher", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -93,5 +93,5 @@ class Sessions:
 
     def refused(self, peer: str) -> bool:
         """Whether a peer has guessed too often within the last minute."""
-        failures = self._failures.get(peer, ())
+        failures = self._failures.get(peer, deque())
         return len(failures) == FAILURES_A_MINUTE and time.monotonic() - failures[0] < MINUTE

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from server.child_text import readable
 from server.folders import read_bounded
@@ -19,6 +19,7 @@ from server.folders import read_bounded
 REPORT_BYTES, SAMPLES_BYTES = 16 << 20, 16 << 20
 TEXT_CHARACTERS = 400
 IMAGE_SOURCE = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+={0,2}\Z")
+T = TypeVar("T")
 GROUPS = (("labelled", "yours"), ("best", "best picks"), ("borderline", "last taken"), ("rejected", "lowest, left out"))
 
 
@@ -132,7 +133,7 @@ def read_samples(path: Path) -> Samples:
     return _read(path, SAMPLES_BYTES, _samples)
 
 
-def _read(path: Path, limit: int, parse: Any) -> Any:
+def _read(path: Path, limit: int, parse: Callable[[Any], T]) -> T:
     content = read_bounded(path, limit)
     try:
         return parse(json.loads(content))

@@ -19,8 +19,8 @@ class PageRefused(Exception):
     """The page can't listen there."""
 
 
-def page_place(text: str) -> tuple[str, int]:
-    """Host and port of `HOST:PORT` on this machine; raises PageRefused otherwise: the page speaks no TLS."""
+def page_place(text: str, option: str) -> tuple[str, int]:
+    """Host and port of `HOST:PORT` on this machine; raises PageRefused otherwise: there is no TLS."""
     host, _, port = text.rpartition(":")
     try:
         name = "127.0.0.1" if host == "localhost" else host.strip("[]")
@@ -28,11 +28,11 @@ def page_place(text: str) -> tuple[str, int]:
         if not 0 <= int(port) <= 65535:
             raise ValueError(port)
     except ValueError:
-        raise PageRefused(f"--page takes an address and a port, for instance 127.0.0.1:7861; got {text!r}.") from None
+        raise PageRefused(f"{option} takes an address and a port, for instance 127.0.0.1:7861; got {text!r}.") from None
     if not loopback:
         raise PageRefused(
-            f"--page {text} can be reached from other machines, and the page has no TLS; give 127.0.0.1, and put a "
-            "proxy with TLS before it."
+            f"{option} {text} can be reached from other machines, and there is no TLS; give 127.0.0.1, and put a proxy "
+            "with TLS before it."
         )
     return name, int(port)
 

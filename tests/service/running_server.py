@@ -47,6 +47,7 @@ class RunningServer:
     folder: Path
     options: tuple[str, ...] = ()
     port: bool = False  # of the loopback in place of a socket
+    launcher: tuple[str, ...] = ()  # arguments of a Python that starts the server's
     process: subprocess.Popen[bytes] | None = None
     channels: list[grpc.Channel] = field(default_factory=list)
 
@@ -62,6 +63,7 @@ class RunningServer:
     def start(self) -> RunningServer:
         self.process = subprocess.Popen(
             [
+                *((sys.executable, *self.launcher) if self.launcher else ()),
                 *(sys.executable, "-I", "-m", "server"),
                 *("--data", str(self.data)),
                 *(("--listen", "127.0.0.1:0") if self.port else ("--socket", str(self.folder / "s"))),

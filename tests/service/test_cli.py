@@ -167,6 +167,36 @@ def test_validation_prints_the_contract_of_compress(
     assert all((folder / "out" / a["path"]).stat().st_size == a["size"] for a in done["artifacts"])
 
 
+def test_a_job_again_with_another_option_reuses_the_stages_that_do_not_read_it(
+    shared_server: RunningServer, small_job: SmallJob, pool: str, folder: Path
+) -> None:
+    first = document(
+        punnet(
+            *(shared_server, "compress", small_job.teacher, "--images", small_job.images, "--pool", pool),
+            *("--validate-only", "--layout", "nchw", "--out", folder / "out", "--json"),
+        )
+    )
+    again = document(
+        punnet(
+            *(shared_server, "compress", "--from", first["job"][:12], "--validate-only", "--out", folder / "again"),
+            *("--set", "steps=77", "--set", "student=cifar_resnet8", "--json"),
+        )
+    )
+    assert again["job"] != first["job"]
+    (job,) = [j for j in document(punnet(shared_server, "jobs", "--json"))["jobs"] if j["job"] == again["job"]]
+    assert {stage["state"] for stage in job["stages"]} == {"REUSED"}
+    assert [a["sha256"] for a in again["artifacts"]] == [a["sha256"] for a in first["artifacts"]]
+
+
+@pytest.mark.parametrize(
+    "args", [("compress", "--from", "0" * 32, "--detach"), ("compress", "--from", "0" * 32, "--detach", "--set", "x=1")]
+)
+def test_a_job_again_that_is_not_there_or_a_wrong_option_exits_2(
+    shared_server: RunningServer, args: tuple[str, ...]
+) -> None:
+    assert document(punnet(shared_server, *args, "--json"), 2)["error"]["code"] == "REQUEST_INVALID"
+
+
 def test_path_in_place_of_a_pool_says_how_to_make_one(
     shared_server: RunningServer, small_job: SmallJob, folder: Path
 ) -> None:
