@@ -39,7 +39,7 @@ def check_options(options: ExportOptions) -> None:
                     f"Choose from {', '.join(known)}.",
                     **{what: name},
                 )
-    for field, batch in (("max_batch", options.max_batch), ("batch", options.batch)):
+    for field, batch in (("max_batch", options.max_batch), ("fixed_batch", options.fixed_batch)):
         if batch is not None and not 1 <= batch <= MAX_BATCH_LIMIT:
             raise EngineError(
                 "REQUEST_INVALID",

@@ -71,7 +71,7 @@ def write_variants(inputs: ExportInputs, out: Path, progress: Progress) -> tuple
         spec=spec, base=base, options=inputs.export, calibration=calibration, validation=validation,
         threads=inputs.threads, out=out,
     )  # fmt: skip
-    variants, warnings = [write(work, "fp32", base, started, {})], []
+    variants, warnings = [write(work, "fp32", base, started, {})], list[str]()
     progress.update(1, len(wanted), "variant")
     if len(wanted) == 1:
         return variants, warnings
@@ -160,7 +160,7 @@ def write(work: Work, name: str, model: Any, started: float, details: Mapping[st
     """One graph as a file with the interface asked for."""
     options = work.options
     pixels = to_pixels(work.spec.preprocessing) if options.include_preprocessing else None
-    finished = wrap(model, Interface(pixels=pixels, softmax=options.softmax, batch=options.batch))
+    finished = wrap(model, Interface(pixels=pixels, softmax=options.softmax, batch=options.fixed_batch))
     facts = _or_engine_error(lambda: write_model(finished, work.out / FILES[name], onnx_metadata(work.spec, options)))
     return Variant(
         name=name,
@@ -176,8 +176,8 @@ def write(work: Work, name: str, model: Any, started: float, details: Mapping[st
             "opset": str(facts.opset),
             "nodes": str(facts.nodes),
             "batch_norms": str(facts.batch_norms),
-            "max_batch": str(options.batch or options.max_batch),
-            "batch": "free" if options.batch is None else str(options.batch),
+            "max_batch": str(options.fixed_batch or options.max_batch),
+            "batch": "free" if options.fixed_batch is None else str(options.fixed_batch),
             "input": "pixels" if options.include_preprocessing else "tensor",
             "output": "probabilities" if options.softmax else "logits",
             **details,
