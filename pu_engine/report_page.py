@@ -110,8 +110,9 @@ def headline(data: Mapping[str, Any]) -> str:
     )
     if student["speed"] is None:
         return text + "."
-    times = student["speed"]["factor"]
-    return f"{text} and in {percent(1 / times)} of the teacher's time on this machine."
+    times, subject = student["speed"]["factor"], student["speed"]["subject"]
+    which = "" if subject == "fp32" else f", as its {subject} file"
+    return f"{text} and in {percent(1 / times)} of the teacher's time on this machine{which}."
 
 
 def parity_words(student: Mapping[str, Any]) -> str:

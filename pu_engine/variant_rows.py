@@ -65,7 +65,7 @@ def _row(
         accuracy=None if hop is None else hop["accuracy_after"],
         state=state,
         note=_note(variant["details"]),
-        timings=tuple(_timing(row) for row in latencies if row["subject"] == variant["name"]),
+        timings=tuple(timing(row) for row in latencies if row["subject"] == variant["name"]),
     )
 
 
@@ -77,7 +77,8 @@ def _note(details: Mapping[str, str]) -> str:
     return f"{text}; {taken.count(',') + 1} nodes stay in float" if taken else text
 
 
-def _timing(row: Mapping[str, Any]) -> Timing:
+def timing(row: Mapping[str, Any]) -> Timing:
+    """A latency's JSON form with its throughput."""
     return Timing(
         batch=row["batch"],
         threads=row["threads"],

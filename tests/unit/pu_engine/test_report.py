@@ -420,6 +420,12 @@ def test_page_says_the_result_in_one_sentence(page: str) -> None:
     assert "Withheld:</span> int8" in page
 
 
+def test_headline_names_the_file_that_the_time_is_of(data: dict[str, Any]) -> None:
+    fast = {**data["student"], "speed": {**data["student"]["speed"], "subject": "int8-cpu"}}
+    said = report_page.headline({**data, "student": fast})
+    assert said.endswith("in 25.0 % of the teacher's time on this machine, as its int8-cpu file.")
+
+
 def test_page_says_what_the_agreement_on_the_pool_rests_on(page: str) -> None:
     assert "95.0 % on 18 pool images that were not picked" in page
 
