@@ -180,6 +180,7 @@ def accuracy_over_latency(points: Sequence[Point]) -> str:
             axes.scatter(point.milliseconds, 100 * point.accuracy, s=46, color=colour, zorder=3)
         _label_points(axes, points)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%.3g"))
         axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
         axes.set_xlabel("milliseconds an image, one thread (log scale)")

@@ -28,7 +28,7 @@ class VariantRow:
     size_share: float  # of fp32's
     agreement: float | None
     accuracy: float | None
-    state: str  # recommended | passed | withheld | not run here
+    state: str  # recommended for ... | passed | withheld | not run here
     note: str  # how int8 was found
     timings: tuple[Timing, ...]  # empty: not measured, no such device here
 
@@ -41,18 +41,20 @@ def variant_rows(data: Mapping[str, Any]) -> list[VariantRow]:
     """
     hops = {v["hop"].rpartition(" -> ")[2]: v for v in data["verdicts"]}
     whole = next(v["size"] for v in data["variants"] if v["name"] == "fp32")
-    chosen = {r["variant"] for r in data["recommendations"]}
-    return [_row(v, hops.get(v["name"]), whole, v["name"] in chosen, data["latencies"]) for v in data["variants"]]
+    targets = {
+        v["name"]: [r["target"] for r in data["recommendations"] if r["variant"] == v["name"]] for v in data["variants"]
+    }
+    return [_row(v, hops.get(v["name"]), whole, targets[v["name"]], data["latencies"]) for v in data["variants"]]
 
 
 def _row(
     variant: Mapping[str, Any],
     hop: Mapping[str, Any] | None,
     whole: int,
-    chosen: bool,
+    targets: Sequence[str],
     latencies: Sequence[Mapping[str, Any]],
 ) -> VariantRow:
-    state = "recommended" if chosen else "passed"
+    state = f"recommended for {', '.join(targets)}" if targets else "passed"
     if hop is None:
         state = "not run here"
     elif variant["withheld"]:
@@ -96,12 +98,13 @@ class Point:
     name: str
     milliseconds: float
     accuracy: float
-    chosen: bool
+    chosen: bool  # recommended for the CPU that the times are of
 
 
 def tradeoff(data: Mapping[str, Any], teacher_accuracy: float) -> list[Point]:
     """The teacher and every file that was timed at the smallest batch on one thread."""
     accuracies = {row.name: row for row in variant_rows(data)}
+    chosen = {r["variant"] for r in data["recommendations"] if r["target"] == "cpu"}
     points, seen = [], set()
     for row in sorted(data["latencies"], key=lambda r: r["batch"]):
         subject = row["subject"]
@@ -115,7 +118,7 @@ def tradeoff(data: Mapping[str, Any], teacher_accuracy: float) -> list[Point]:
                 name=subject,
                 milliseconds=row["p50_ms"] / row["batch"],
                 accuracy=accuracy,
-                chosen=known is not None and known.state == "recommended",
+                chosen=subject in chosen,
             )
         )
     return points

@@ -34,7 +34,7 @@ FILES = {  # variant -> file; fp32 is always made, for the others are verified a
     "int8-trt": "student-int8-trt.onnx",
 }
 TARGET_OF = {"fp32": "cpu", "fp16": "rtx", "int8-cpu": "cpu", "int8-trt": "rtx"}
-INT8_AGREEMENT = 0.97  # with fp32 on the validation images; less is another network
+VALIDATION_AGREEMENT = 0.97  # of int8 with fp32; less is another network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -136,7 +136,7 @@ def int8(work: Work, observed: Observed, name: str) -> tuple[Any, dict[str, str]
         labels=work.validation.teacher_answers(),
         threads=work.threads,
     )
-    budget = Budget(accuracy=work.options.accuracy_budget, agreement=INT8_AGREEMENT)
+    budget = Budget(accuracy=work.options.accuracy_budget, agreement=VALIDATION_AGREEMENT)
     found = search(work.base, observed, name, trials, budget)
     details = _found_details(found, observed.images, len(work.validation))
     return found.model, {**details, "accuracy_budget": f"{budget.accuracy:g}"}

@@ -41,12 +41,12 @@ def data() -> dict[str, Any]:
 
 def test_a_row_joins_size_verdict_and_timings(data: dict[str, Any]) -> None:
     row = variant_rows(data)[1]
-    assert (row.size_share, row.agreement, row.accuracy, row.state) == (0.25, 0.99, 0.79, "recommended")
+    assert (row.size_share, row.agreement, row.accuracy, row.state) == (0.25, 0.99, 0.79, "recommended for cpu")
     assert [(t.batch, t.threads, t.images_per_second) for t in row.timings] == [(1, 2, 1000.0), (1, 1, 500.0)]
 
 
 def test_states_tell_what_passed_what_is_withheld_and_what_was_not_run(data: dict[str, Any]) -> None:
-    assert [row.state for row in variant_rows(data)] == ["passed", "recommended", "withheld", "not run here"]
+    assert [row.state for row in variant_rows(data)] == ["passed", "recommended for cpu", "withheld", "not run here"]
     assert variant_rows(data)[3].agreement is None
 
 
