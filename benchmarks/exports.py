@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from benchmarks.conditions import conditions
 from benchmarks.export_students import Recipe, Trained, ask_teacher, measured_pixels, sized, take_in, train
 from benchmarks.table import bar, print_bars, print_table, write_json
-from exporters import rtx_engine, trt_parsing
+from exporters import trt_parsing
+from exporters.engine_builder import EngineRequest, build_here
 from exporters.errors import ExportError
 from pu_engine import export, verification
 from pu_engine.hops import File
@@ -164,13 +165,13 @@ def for_tensorrt(folder: Path, name: str) -> dict[str, Any]:
     said = trt_parsing.parse(folder / FILES[name])
     if said.unchecked:
         return {"parses": said.unchecked, "engine_bytes": {}}
-    sizes = {}
+    sizes: dict[str, Any] = {}
     for capability in CAPABILITIES:
+        request = EngineRequest(
+            onnx=str(folder / FILES[name]), builder="tensorrt_rtx", capabilities=(capability,), batches=(1, 8, 64)
+        )
         try:
-            facts = rtx_engine.build_engine(
-                folder / FILES[name], folder / "probe.engine", capabilities=(capability,), max_batch=64
-            )
-            sizes[capability] = facts.size
+            sizes[capability] = build_here(request, folder / "probe.engine", lambda *_: True).size
         except ExportError as error:
             sizes[capability] = error.message
     return {"parses": not said.refused, "engine_bytes": sizes}

@@ -22,7 +22,7 @@ def run(inputs: ExportInputs, out: Path, progress: Progress) -> Variants:
     options = inputs.export
     check_options(options)
     variants, warnings = write_variants(inputs, out, progress)
-    return Variants(variants=tuple(variants), warnings=tuple(warnings))
+    return Variants(variants=tuple(variants), targets=options.targets, warnings=tuple(warnings))
 
 
 def check_options(options: ExportOptions) -> None:

@@ -352,6 +352,7 @@ class Variant:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variants:
     variants: tuple[Variant, ...]
+    targets: tuple[str, ...] = ("cpu",)  # that were asked for
     warnings: tuple[str, ...] = ()
 
 

@@ -19,6 +19,7 @@ from exporters.inference import logits_of, open_model
 from exporters.int8_search import VALIDATION_BATCH, Budget, Found, Trials, search
 from exporters.interface import Interface, Pixels, wrap
 from exporters.onnx_file import write_model
+from exporters.targets import targets
 from exporters.torch_to_onnx import HOP, to_onnx
 from pu_engine.errors import EngineError
 from pu_engine.jsonform import to_json
@@ -52,7 +53,8 @@ class Work:
 
 def wanted_variants(options: ExportOptions) -> tuple[str, ...]:
     """Names of the ONNX files to make, in the order of FILES."""
-    asked = options.variants or [name for name, target in TARGET_OF.items() if target in options.targets]
+    known = targets()
+    asked = options.variants or [name for target in options.targets for name in known[target].variants]
     return tuple(name for name in FILES if name == "fp32" or name in asked)
 
 

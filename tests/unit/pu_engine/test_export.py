@@ -75,6 +75,8 @@ def test_a_budget_that_is_no_share_is_refused(exported_job: Any, tmp_path: Path)
 def test_targets_bring_the_files_that_they_use() -> None:
     assert wanted_variants(ExportOptions(targets=("cpu",))) == ("fp32", "int8-cpu")
     assert wanted_variants(ExportOptions(targets=("rtx",))) == ("fp32", "fp16", "int8-trt")
+    assert wanted_variants(ExportOptions(targets=("jetson-orin",))) == ("fp32", "fp16", "int8-trt")
+    assert wanted_variants(ExportOptions(targets=("android",))) == ("fp32", "int8-cpu")
     assert wanted_variants(ExportOptions()) == tuple(FILES)
     assert wanted_variants(ExportOptions(variants=("int8-trt",))) == ("fp32", "int8-trt")
 
