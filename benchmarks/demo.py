@@ -129,15 +129,15 @@ def measure(data: DemoData, folder: Path) -> Measured:
         precision=float(np.mean([data.truth[f"{key}.png"].startswith("digit") for key in picked])),
         parameters=student["parameters"],
         file_bytes=(folder / "student.onnx").stat().st_size,
-        milliseconds=milliseconds(report, "student_ms"),
+        milliseconds=milliseconds(report, "fp32"),
         report=report,
     )
 
 
-def milliseconds(report: Mapping[str, Any], key: str) -> float | None:
-    """A figure of the report's `speed`; None where nothing could be timed."""
-    speed = report["student"]["speed"]
-    return None if speed is None else float(speed[key])
+def milliseconds(report: Mapping[str, Any], subject: str) -> float | None:
+    """The median for one image on one thread; None where a model takes no single image."""
+    rows = [r for r in report["latencies"] if (r["subject"], r["batch"], r["threads"]) == (subject, 1, 1)]
+    return float(rows[0]["p50_ms"]) if rows else None
 
 
 def show(data: DemoData, default: Measured, random: Measured, out: Path, seconds: float) -> None:
@@ -150,7 +150,7 @@ def show(data: DemoData, default: Measured, random: Measured, out: Path, seconds
         {
             "model": "teacher", "accuracy": teacher_accuracy, "agreement": 1.0, "precision": None,
             "parameters": teacher["parameters"], "bytes": data.teacher.stat().st_size,
-            "milliseconds": milliseconds(default.report, "teacher_ms"),
+            "milliseconds": milliseconds(default.report, "teacher"),
         },
         *(
             {
@@ -188,6 +188,10 @@ def show(data: DemoData, default: Measured, random: Measured, out: Path, seconds
     say(f"\nDone in {seconds:.0f} s. What to look at:")
     say(f"   {out / 'default' / 'report.html'}   the report: open it in a browser")
     say(f"   {out / 'default' / 'student.onnx'}  the student, ready for ONNX Runtime")
+    for variant in default.report["variants"]:
+        if variant["name"] != "fp32" and not variant["withheld"]:
+            note = ", recommended for this CPU" if variant["recommended"] else ""
+            say(f"   {out / 'default' / variant['path']}  the same as {variant['name']}{note}")
     say(f"   {out / 'table.json'}            this table as data")
     say(f"   punnet jobs --data {out / 'data'}   both jobs, from the command line")
 

@@ -22,7 +22,7 @@ def run(inputs: ExportInputs, out: Path, progress: Progress) -> Variants:
     options = inputs.export
     check_options(options)
     variants, warnings = write_variants(inputs, out, progress)
-    return Variants(variants=tuple(variants), warnings=tuple(warnings))
+    return Variants(variants=tuple(variants), targets=options.targets, warnings=tuple(warnings))
 
 
 def check_options(options: ExportOptions) -> None:
@@ -39,7 +39,7 @@ def check_options(options: ExportOptions) -> None:
                     f"Choose from {', '.join(known)}.",
                     **{what: name},
                 )
-    for field, batch in (("max_batch", options.max_batch), ("batch", options.batch)):
+    for field, batch in (("max_batch", options.max_batch), ("fixed_batch", options.fixed_batch)):
         if batch is not None and not 1 <= batch <= MAX_BATCH_LIMIT:
             raise EngineError(
                 "REQUEST_INVALID",

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pu_engine.fact_types import Latency
+from pu_engine.variant_rows import Point
 
 INK = "#010203"  # stands for currentColor until the SVG is text
 TAKEN = "#2f7ed8"
@@ -151,7 +152,7 @@ def class_agreement(names: Sequence[str], equal: Sequence[int], images: Sequence
 
 
 def latency_bars(latencies: Sequence[Latency]) -> str:
-    """Median milliseconds an image, teacher and student, with the 90th percentile as a whisker."""
+    """Median milliseconds an image, teacher and files, with the 90th percentile as a whisker."""
     rows = list(reversed(latencies))
     medians = [r.p50_ms / r.batch for r in rows]
     whiskers = [[0.0] * len(rows), [max(0.0, r.p90_ms - r.p50_ms) / r.batch for r in rows]]
@@ -168,6 +169,34 @@ def latency_bars(latencies: Sequence[Latency]) -> str:
         axes.margins(x=0.18)
         axes.set_xlim(left=0)
         return _svg(figure, "latency", "Latency of teacher and student")
+
+
+def accuracy_over_latency(points: Sequence[Point]) -> str:
+    """Held-out accuracy over milliseconds an image, teacher and files; upper left is better."""
+    with mpl.rc_context(STYLE):
+        figure, axes = _canvas(height=3.1)
+        for point in points:
+            colour = LEFT if point.name == "teacher" else MARK if point.chosen else TAKEN
+            axes.scatter(point.milliseconds, 100 * point.accuracy, s=46, color=colour, zorder=3)
+        _label_points(axes, points)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%.3g"))
+        axes.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+        axes.set_xlabel("milliseconds an image, one thread (log scale)")
+        axes.set_ylabel("held-out accuracy, %")
+        axes.margins(x=0.22, y=0.3)
+        axes.grid(alpha=0.25)
+        return _svg(figure, "tradeoff", "Accuracy over latency of teacher and files")
+
+
+def _label_points(axes: Axes, points: Sequence[Point]) -> None:
+    """Names beside the dots, above and below by turns: files of one network often have the same accuracy."""
+    for index, point in enumerate(sorted(points, key=lambda p: p.milliseconds)):
+        axes.annotate(
+            point.name, (point.milliseconds, 100 * point.accuracy), (0, 8 if index % 2 else -16),
+            textcoords="offset points", ha="center",
+        )  # fmt: skip
 
 
 def _threads(count: int) -> str:

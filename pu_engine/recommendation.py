@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 
+from exporters.targets import Target
+from exporters.targets import targets as targets_by_name
 from pu_engine.fact_types import Latency
 from pu_engine.types import Recommendation, Variant
 
+HERE = "onnxruntime"  # the runtime that this machine's timings are of
 WORTH = 1.05  # times fp32's speed: less is this machine's noise
-RTX_ORDER = ("fp16", "fp32")  # of files that pass; int8 only once it was timed on the device
 
 
 def recommend(
@@ -17,7 +19,11 @@ def recommend(
 ) -> tuple[Recommendation, ...]:
     """One file for each target, of the ONNX files that were not withheld."""
     files = [v for v in variants if v.format == "onnx" and v.name not in withheld]
-    return tuple(_for_cpu(files, latencies) if target == "cpu" else _for_device(files, target) for target in targets)
+    known = targets_by_name()
+    return tuple(
+        _for_cpu(files, latencies) if known[name].runtime == HERE else _for_device(files, known[name])
+        for name in targets
+    )
 
 
 def speed_factors(latencies: Sequence[Latency], subject: str, batch: int) -> list[float]:
@@ -47,13 +53,17 @@ def _for_cpu(files: Sequence[Variant], latencies: Sequence[Latency]) -> Recommen
     return Recommendation(target="cpu", variant="fp32", reason=f"{tried} was not faster on this CPU at every batch")
 
 
-def _for_device(files: Sequence[Variant], target: str) -> Recommendation:
-    names = [v.name for v in files]
-    best = next(name for name in RTX_ORDER if name in names)
-    why = "half the bytes of fp32 and it met its gate" if best == "fp16" else "no fp16 file met its gate"
-    return Recommendation(
-        target=target, variant=best, reason=f"{why}; speed not measured: no such device here, so int8 is yours to time"
-    )
+def _for_device(files: Sequence[Variant], target: Target) -> Recommendation:
+    """The target's first file that passed; int8 not, for it was not timed there."""
+    passed = [v.name for v in files if v.precision != "int8"]
+    best = next((name for name in target.variants if name in passed), "fp32")
+    why = "it met its gate"
+    if best == "fp16":
+        why = "half the bytes of fp32, and it met its gate"
+    elif "fp16" in target.variants:
+        why = "no fp16 file that met its gate"
+    reason = f"{why}; speed not measured: no such device here, so int8 is yours to time"
+    return Recommendation(target=target.name, variant=best, reason=reason)
 
 
 def _geometric_mean(values: Sequence[float]) -> float:

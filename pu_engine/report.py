@@ -34,6 +34,7 @@ from pu_engine.report_samples import (
 from pu_engine.results import write_atomic
 from pu_engine.thumbnails import thumbnail
 from pu_engine.types import Report, ReportInputs
+from pu_engine.variant_rows import Point, tradeoff
 
 STUDENT_FILES = ("student.safetensors", "student.json", "curve.jsonl", "events.tfevents", "differences.json")
 SELECTION_FILE = "selection.parquet"
@@ -62,7 +63,8 @@ def run(inputs: ReportInputs, out: Path, progress: Progress) -> Report:
     content = {"classes": to_json(samples), "held_out": to_json(answers)}
     write_atomic(out / SAMPLES_FILE, json.dumps(content, allow_nan=False).encode())
     differs = read_differences(Path(inputs.distillation.path))
-    plots = draw(results, rows, Path(inputs.distillation.path) / "curve.jsonl", differs, out / FONT_CACHE)
+    curve, points = Path(inputs.distillation.path) / "curve.jsonl", tradeoff(data, results.verdicts.teacher_accuracy)
+    plots = draw(results, rows, curve=curve, differs=differs, points=points, font_cache=out / FONT_CACHE)
     worst = worst_pictures(differs, Path(inputs.gathering.path), results.teacher.class_names)
     page = render(data, downloads(results), samples, plots, differences=differs, worst=worst)
     write_atomic(out / "report.html", page.encode())
@@ -144,38 +146,48 @@ def worst_pictures(differs: Differences, gathering: Path, names: Sequence[str]) 
     ]
 
 
-def draw(results: Results, rows: SelectionRows, curve: Path, differs: Differences, font_cache: Path) -> dict[str, str]:
+def draw(
+    results: Results,
+    rows: SelectionRows,
+    *,
+    curve: Path,
+    differs: Differences,
+    points: Sequence[Point],
+    font_cache: Path,
+) -> dict[str, str]:
     """The report's plots by name, as SVG."""
     # A confined child may write nowhere but here, and matplotlib wants to keep its list of fonts.
     os.environ.setdefault("MPLCONFIGDIR", str(font_cache))
     from pu_engine import plots
 
     selection, names = results.selection, results.teacher.class_names
-    points = [json.loads(line) for line in curve.read_text().splitlines()]
-    agreements = [(p["step"], p["held_out_agreement"]) for p in points if "held_out_agreement" in p]
+    steps = [json.loads(line) for line in curve.read_text().splitlines()]
+    agreements = [(s["step"], s["held_out_agreement"]) for s in steps if "held_out_agreement" in s]
     drawn = {
         "scores": plots.score_histogram(rows.score, rows.picked, selection.threshold, selection.score),
         "classes": plots.class_bars(names, selection.class_counts, selection.class_available),
-        "curve": plots.training_curve([p["step"] for p in points], [p["loss"] for p in points], agreements),
-        "parts": plots.loss_parts(points),
+        "curve": plots.training_curve([s["step"] for s in steps], [s["loss"] for s in steps], agreements),
+        "parts": plots.loss_parts(steps),
         "agreement": plots.class_agreement(names, differs.class_agreements, differs.class_images),
-        "latency": plots.latency_bars(results.verdicts.latencies),
+        "latency": plots.latency_bars([row for row in results.verdicts.latencies if row.threads == 1]),
+        "tradeoff": plots.accuracy_over_latency(points),
     }
     shutil.rmtree(font_cache, ignore_errors=True)
     return drawn
 
 
 def downloads(results: Results) -> list[Download]:
-    """Rows of the table of files: the models, the recommended one first, and the bundles."""
+    """Rows of the table of files: the models, the recommended ones first, and the bundles."""
     verified = verified_variants(results.verdicts)
+    chosen = {r.variant for r in results.verdicts.recommendations} or {results.verdicts.recommended}
     rows = [
         Download(
             path=v.path,
-            use=device_words(v.target, v.format, v.details),
+            use=device_words(v.name, v.target, v.format, v.details),
             precision=v.precision,
             size=v.size,
             sha256=v.sha256,
-            recommended=v.name == results.verdicts.recommended,
+            recommended=v.name in chosen,
             verified=v.name in verified,
         )
         for v in passed_variants(results)

@@ -126,6 +126,7 @@ def report_json(results: Results) -> dict[str, Any]:
         "latencies": to_json(results.verdicts.latencies),
         "variants": _variants_json(results),
         "bundles": to_json(results.bundles.bundles),
+        "recommendations": to_json(results.verdicts.recommendations),
         "warnings": list(warnings_of(results)),
         "conditions": conditions(results),
     }

@@ -12,11 +12,15 @@ from markupsafe import Markup
 
 from pu_engine.differences import Differences
 from pu_engine.report_samples import Picture
+from pu_engine.variant_rows import variant_rows
 
 TEMPLATE = "report.html"
 PIXELATED_SIDE = 32  # a student this small sees squares; the report shows them as they are
 DEVICES = {
-    "onnx": "any device with ONNX Runtime: CPUs, phones, GPUs",
+    "fp32": "any device with ONNX Runtime: CPUs, phones, GPUs",
+    "fp16": "GPUs, by TensorRT, TensorRT for RTX or ONNX Runtime, and phones",
+    "int8-cpu": "x86 and ARM CPUs with ONNX Runtime; TensorRT refuses it",
+    "int8-trt": "NVIDIA GPUs, by TensorRT or TensorRT for RTX; slow on CPUs",
     "tensorrt_rtx": "NVIDIA GPUs with TensorRT for RTX",
     "tensorrt": "NVIDIA GPUs with TensorRT, of the model that it was built on",
 }
@@ -70,6 +74,7 @@ def render(
         parity=parity_words(data["student"]),
         prior=prior_sentence(data["selection"]),
         downloads=downloads,
+        rows=variant_rows(data),
         withheld=[v["name"] for v in data["variants"] if v["withheld"]],
         samples=samples,
         differences=differences,
@@ -89,7 +94,7 @@ def template(name: str) -> jinja2.Template:
     )
     environment.filters.update(
         percent=percent, number=number, bytes=byte_size, seconds=duration, milliseconds=milliseconds, factor=factor,
-        plain=plain, values=values, figure=figure,
+        plain=plain, values=values, figure=figure, rate=rate,
     )  # fmt: skip
     return environment.get_template(name)
 
@@ -105,8 +110,9 @@ def headline(data: Mapping[str, Any]) -> str:
     )
     if student["speed"] is None:
         return text + "."
-    times = student["speed"]["factor"]
-    return f"{text} and in {percent(1 / times)} of the teacher's time on this machine."
+    times, subject = student["speed"]["factor"], student["speed"]["subject"]
+    which = "" if subject == "fp32" else f", as its {subject} file"
+    return f"{text} and in {percent(1 / times)} of the teacher's time on this machine{which}."
 
 
 def parity_words(student: Mapping[str, Any]) -> str:
@@ -127,9 +133,9 @@ def prior_sentence(selection: Mapping[str, Any]) -> str:
     return f"Share of the pool that looks like the source of the labelled images, {how}: {percent(selection['prior'])}."
 
 
-def device_words(target: str, form: str, details: Mapping[str, str]) -> str:
+def device_words(name: str, target: str, form: str, details: Mapping[str, str]) -> str:
     """Which device a variant is for."""
-    words = DEVICES.get(form, f"target {target}")
+    words = DEVICES.get(name) or DEVICES.get(form, f"target {target}")
     capabilities = details.get("capabilities", "").replace(",", ", ")
     return f"{words} ({capabilities})" if capabilities else words
 
@@ -161,6 +167,11 @@ def duration(seconds: float) -> str:
 def milliseconds(value: float) -> str:
     """0.1234 -> '0.123 ms'."""
     return f"{value:.3g} ms"
+
+
+def rate(value: float) -> str:
+    """Images a second in three digits: 12345.6 -> '12,300'."""
+    return f"{float(f'{value:.3g}'):,.{0 if value >= 100 else 1}f}"
 
 
 def factor(value: float) -> str:

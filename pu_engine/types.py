@@ -320,7 +320,7 @@ class ExportOptions:
     variants: tuple[str, ...] = ()  # fp32 | fp16 | int8-cpu | int8-trt; empty: those that the targets use
     include_preprocessing: bool = False  # uint8 [N, H, W, C] in, prepared inside the graph
     softmax: bool = False  # probabilities out
-    batch: int | None = None  # None: free
+    fixed_batch: int | None = None  # None: free
     accuracy_budget: float = 0.006  # share of right answers that int8 may lose
     parity_images: str = "pool"  # pool | generated | own: those that a bundle carries
 
@@ -352,6 +352,7 @@ class Variant:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variants:
     variants: tuple[Variant, ...]
+    targets: tuple[str, ...] = ("cpu",)  # that were asked for
     warnings: tuple[str, ...] = ()
 
 

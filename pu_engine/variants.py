@@ -19,6 +19,7 @@ from exporters.inference import logits_of, open_model
 from exporters.int8_search import VALIDATION_BATCH, Budget, Found, Trials, search
 from exporters.interface import Interface, Pixels, wrap
 from exporters.onnx_file import write_model
+from exporters.targets import targets
 from exporters.torch_to_onnx import HOP, to_onnx
 from pu_engine.errors import EngineError
 from pu_engine.jsonform import to_json
@@ -34,7 +35,7 @@ FILES = {  # variant -> file; fp32 is always made, for the others are verified a
     "int8-trt": "student-int8-trt.onnx",
 }
 TARGET_OF = {"fp32": "cpu", "fp16": "rtx", "int8-cpu": "cpu", "int8-trt": "rtx"}
-INT8_AGREEMENT = 0.97  # with fp32 on the validation images; less is another network
+VALIDATION_AGREEMENT = 0.97  # of int8 with fp32; less is another network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -52,7 +53,8 @@ class Work:
 
 def wanted_variants(options: ExportOptions) -> tuple[str, ...]:
     """Names of the ONNX files to make, in the order of FILES."""
-    asked = options.variants or [name for name, target in TARGET_OF.items() if target in options.targets]
+    known = targets()
+    asked = options.variants or [name for target in options.targets for name in known[target].variants]
     return tuple(name for name in FILES if name == "fp32" or name in asked)
 
 
@@ -71,7 +73,7 @@ def write_variants(inputs: ExportInputs, out: Path, progress: Progress) -> tuple
         spec=spec, base=base, options=inputs.export, calibration=calibration, validation=validation,
         threads=inputs.threads, out=out,
     )  # fmt: skip
-    variants, warnings = [write(work, "fp32", base, started, {})], []
+    variants, warnings = [write(work, "fp32", base, started, {})], list[str]()
     progress.update(1, len(wanted), "variant")
     if len(wanted) == 1:
         return variants, warnings
@@ -136,7 +138,7 @@ def int8(work: Work, observed: Observed, name: str) -> tuple[Any, dict[str, str]
         labels=work.validation.teacher_answers(),
         threads=work.threads,
     )
-    budget = Budget(accuracy=work.options.accuracy_budget, agreement=INT8_AGREEMENT)
+    budget = Budget(accuracy=work.options.accuracy_budget, agreement=VALIDATION_AGREEMENT)
     found = search(work.base, observed, name, trials, budget)
     details = _found_details(found, observed.images, len(work.validation))
     return found.model, {**details, "accuracy_budget": f"{budget.accuracy:g}"}
@@ -160,7 +162,7 @@ def write(work: Work, name: str, model: Any, started: float, details: Mapping[st
     """One graph as a file with the interface asked for."""
     options = work.options
     pixels = to_pixels(work.spec.preprocessing) if options.include_preprocessing else None
-    finished = wrap(model, Interface(pixels=pixels, softmax=options.softmax, batch=options.batch))
+    finished = wrap(model, Interface(pixels=pixels, softmax=options.softmax, batch=options.fixed_batch))
     facts = _or_engine_error(lambda: write_model(finished, work.out / FILES[name], onnx_metadata(work.spec, options)))
     return Variant(
         name=name,
@@ -176,8 +178,8 @@ def write(work: Work, name: str, model: Any, started: float, details: Mapping[st
             "opset": str(facts.opset),
             "nodes": str(facts.nodes),
             "batch_norms": str(facts.batch_norms),
-            "max_batch": str(options.batch or options.max_batch),
-            "batch": "free" if options.batch is None else str(options.batch),
+            "max_batch": str(options.fixed_batch or options.max_batch),
+            "batch": "free" if options.fixed_batch is None else str(options.fixed_batch),
             "input": "pixels" if options.include_preprocessing else "tensor",
             "output": "probabilities" if options.softmax else "logits",
             **details,

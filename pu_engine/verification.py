@@ -96,8 +96,7 @@ def run(inputs: VerificationInputs, out: Path, progress: Progress) -> Verdicts:
     progress.update(total, total, "hop")
 
     withheld = {v.withheld for v in verdicts if v.withheld}
-    targets = tuple(dict.fromkeys(v.target for v in exported.variants))
-    recommendations = recommend(exported.variants, latencies, withheld, targets)
+    recommendations = recommend(exported.variants, latencies, withheld, exported.targets)
     n, labels = len(chain.held_out), chain.held_out.labels
     np.save(out / HELD_OUT_ANSWERS, chain.held_out_logits.argmax(axis=1).astype(np.int64))
     student_accuracy = accuracy(chain.held_out_logits, labels)

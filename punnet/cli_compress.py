@@ -69,6 +69,11 @@ def compress(
     targets: o.Targets = None,
     max_batch: o.MaxBatch = None,
     parity_images: o.ParityImages = None,
+    variants: o.Variants = None,
+    include_preprocessing: o.IncludePreprocessing = False,
+    softmax: o.Softmax = False,
+    fixed_batch: o.FixedBatch = None,
+    accuracy_budget: o.AccuracyBudget = None,
     seed: o.Seed = None,
     validate_only: Annotated[bool, typer.Option("--validate-only", help="Run intake and the checks only.")] = False,
     request_id: o.RequestId = None,
@@ -237,6 +242,8 @@ def print_report(report: Mapping[str, Any]) -> None:
         for v in report["variants"]
     ]
     print_table("Variants", ("name", "format", "size", "file"), variants)
+    for row in report["recommendations"]:
+        typer.echo(f"For the target {row['target']} take {row['variant']}: {row['reason']}.")
 
 
 def _milliseconds(speed: Mapping[str, Any], key: str) -> str:

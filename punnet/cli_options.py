@@ -31,6 +31,11 @@ def numbers(text: str | None) -> list[float] | None:
         raise typer.BadParameter(f"{text!r} is not a list of numbers separated by commas") from error
 
 
+def parts(text: str | None) -> list[str] | None:
+    """Comma-separated words, for instance `fp32,int8-cpu`."""
+    return None if text is None else [part.strip() for part in text.split(",")]
+
+
 def lines(text: str | None) -> list[str] | None:
     """The lines of the UTF-8 text file of this name, without what is empty at its end.
 
@@ -286,6 +291,27 @@ ParityImages = Annotated[
         rich_help_panel=_RESULT,
         help=_choice("parity_images", "Those that a bundle carries, `own` being your labelled ones"),
     ),
+]
+Variants = Annotated[
+    str | None,
+    typer.Option(
+        "--variants",
+        callback=parts,
+        rich_help_panel=_RESULT,
+        help="ONNX files to make, separated by commas: fp32, fp16, int8-cpu, int8-trt [those that the targets use].",
+    ),
+]
+IncludePreprocessing = Annotated[
+    bool,
+    typer.Option("--include-preprocessing", rich_help_panel=_RESULT, help="Files take uint8 pixels [N, H, W, C]."),
+]
+Softmax = Annotated[bool, typer.Option("--softmax", rich_help_panel=_RESULT, help="Files give probabilities.")]
+FixedBatch = Annotated[
+    int | None, typer.Option("--fixed-batch", rich_help_panel=_RESULT, help="Batch of the files [free].")
+]
+AccuracyBudget = Annotated[
+    float | None,
+    typer.Option("--accuracy-budget", rich_help_panel=_RESULT, help="Share of right answers int8 may lose [0.006]."),
 ]
 
 

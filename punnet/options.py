@@ -76,6 +76,11 @@ class CompressOptions(InspectOptions, total=False):
     targets: Sequence[str]
     max_batch: int
     parity_images: str  # pool | generated | own
+    variants: Sequence[str]  # fp32 | fp16 | int8-cpu | int8-trt
+    include_preprocessing: bool
+    softmax: bool
+    fixed_batch: int
+    accuracy_budget: float
     validate_only: bool
 
 
@@ -132,6 +137,11 @@ _FIELDS: Mapping[type[Message], Mapping[str, str]] = {
         "targets": "targets",
         "max_batch": "max_batch",
         "parity_images": "parity_images",
+        "variants": "variants",
+        "include_preprocessing": "include_preprocessing",
+        "softmax": "softmax",
+        "fixed_batch": "fixed_batch",
+        "accuracy_budget": "accuracy_budget",
     },
 }
 # Keyword -> enum and the prefix of its values.
@@ -150,7 +160,7 @@ _ENUMS: Mapping[str, tuple[_Enum, str]] = {
 }
 # Numbers for which 0 means something of its own; for the others the contract reads 0 as "left out".
 _ZERO_COUNTS = frozenset(
-    {"label_weight", "threshold", "seed", "mixup", "cutmix", "clip_norm", "average_decay", "compiled"}
+    {"label_weight", "threshold", "seed", "mixup", "cutmix", "clip_norm", "average_decay", "accuracy_budget"}
 )
 # What a message's field can hold at all; tighter limits are the appliance's to say.
 _BOUNDS: Mapping[int, tuple[int, int]] = {
@@ -245,7 +255,7 @@ def _group(message: type[_M], options: Mapping[str, Any]) -> _M:
 def _value(keyword: str, value: Any) -> Any:
     if keyword in _ENUMS:
         return _number(keyword, str(value))
-    if value == 0 and keyword not in _ZERO_COUNTS:
+    if value == 0 and not isinstance(value, bool) and keyword not in _ZERO_COUNTS:
         raise InvalidRequest(
             f"{keyword} is 0.",
             code="REQUEST_INVALID",

@@ -99,7 +99,13 @@ def compression_spec(request: compression_pb2.CompressRequest, pool: Mapping[str
             targets=list(export.targets),
             max_batch=export.max_batch,
             parity_images=PARITY_IMAGES.get(export.parity_images),
-        ),
+            variants=list(export.variants),
+            include_preprocessing=export.include_preprocessing,
+            softmax=export.softmax,
+            fixed_batch=export.fixed_batch,
+        )
+        # Zero is a value here: int8 may lose nothing.
+        | ({"accuracy_budget": export.accuracy_budget} if export.HasField("accuracy_budget") else {}),
     }
     if selection.rule == options_pb2.SELECTION_RULE_THRESHOLD:
         groups["selection"]["threshold"] = selection.threshold

@@ -33,6 +33,7 @@ SHORT_SIDES = (8, 4096)
 CHANNELS = (1, 3)
 LEAST_CLASSES = 2
 BATCH_LIMIT = 4096
+VARIANTS = ("fp32", "fp16", "int8-cpu", "int8-trt")
 LOSS_PARTS = ("kl", "dkd", "dist", "standardised", "hints", "noisy_labels")
 SHOWN_CHARACTERS = 80
 
@@ -265,12 +266,17 @@ def _distillation(options: options_pb2.DistillationOptions) -> None:
 
 
 def _export(options: options_pb2.ExportOptions) -> None:
-    known = export_targets()
-    for target in options.targets:
-        if target not in known:
-            raise violation("export.targets", f"one of {', '.join(known)}", target)
+    for field, asked, known in (
+        ("targets", options.targets, export_targets()),
+        ("variants", options.variants, VARIANTS),
+    ):
+        for name in asked:
+            if name not in known:
+                raise violation(f"export.{field}", f"one of {', '.join(known)}", name)
     _whole("export.max_batch", options.max_batch, 1, 1024)
     _known("export.parity_images", options_pb2.ParityImages, options.parity_images)
+    _whole("export.fixed_batch", options.fixed_batch, 1, 1024)
+    _number("export.accuracy_budget", options.accuracy_budget, least=0.0, most=1.0)
 
 
 def _whole(field: str, value: int, least: int, most: int) -> None:

@@ -862,13 +862,32 @@ class ExportOptions(_message.Message):
     TARGETS_FIELD_NUMBER: _builtins.int
     MAX_BATCH_FIELD_NUMBER: _builtins.int
     PARITY_IMAGES_FIELD_NUMBER: _builtins.int
+    VARIANTS_FIELD_NUMBER: _builtins.int
+    INCLUDE_PREPROCESSING_FIELD_NUMBER: _builtins.int
+    SOFTMAX_FIELD_NUMBER: _builtins.int
+    FIXED_BATCH_FIELD_NUMBER: _builtins.int
+    ACCURACY_BUDGET_FIELD_NUMBER: _builtins.int
     max_batch: _builtins.int
     """Largest batch of engine profiles, 1 to 1024; 0 means 64."""
     parity_images: Global___ParityImages.ValueType
     """Which images a bundle carries, for a device to check itself with. Unset: of the pool."""
+    include_preprocessing: _builtins.bool
+    """The files take uint8 pixels [N, H, W, C] and prepare them inside the graph."""
+    softmax: _builtins.bool
+    """The files give probabilities instead of logits."""
+    fixed_batch: _builtins.int
+    """The batch that the files are fixed at, 1 to 1024; 0 leaves it free."""
+    accuracy_budget: _builtins.float
+    """Share of right answers that int8 may lose, 0 to 1; unset means 0.006."""
     @_builtins.property
     def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names that GetCapabilities lists, for instance "jetson-orin"; empty means "cpu" and "rtx"."""
+
+    @_builtins.property
+    def variants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """ONNX files to make: "fp32", "fp16", "int8-cpu", "int8-trt". fp32 is always made; empty means
+        those that the targets use.
+        """
 
     def __init__(
         self,
@@ -876,11 +895,18 @@ class ExportOptions(_message.Message):
         targets: _abc.Iterable[_builtins.str] | None = ...,
         max_batch: _builtins.int = ...,
         parity_images: Global___ParityImages.ValueType = ...,
+        variants: _abc.Iterable[_builtins.str] | None = ...,
+        include_preprocessing: _builtins.bool = ...,
+        softmax: _builtins.bool = ...,
+        fixed_batch: _builtins.int = ...,
+        accuracy_budget: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_accuracy_budget", b"_accuracy_budget", "accuracy_budget", b"accuracy_budget"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_batch", b"max_batch", "parity_images", b"parity_images", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accuracy_budget", b"_accuracy_budget", "accuracy_budget", b"accuracy_budget", "fixed_batch", b"fixed_batch", "include_preprocessing", b"include_preprocessing", "max_batch", b"max_batch", "parity_images", b"parity_images", "softmax", b"softmax", "targets", b"targets", "variants", b"variants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__accuracy_budget: _TypeAlias = _typing.Literal["accuracy_budget"]  # noqa: Y015
+    _WhichOneofArgType__accuracy_budget: _TypeAlias = _typing.Literal["_accuracy_budget", b"_accuracy_budget"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__accuracy_budget) -> _WhichOneofReturnType__accuracy_budget | None: ...
 
 Global___ExportOptions: _TypeAlias = ExportOptions  # noqa: Y015

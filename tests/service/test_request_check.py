@@ -93,6 +93,9 @@ VIOLATIONS: list[tuple[str, Change]] = [
     ("distillation.precision", lambda r: setattr(r.distillation, "precision", 9)),
     ("student.weights_sha256", lambda r: setattr(r.student, "weights_sha256", "w.safetensors")),
     ("export.targets", lambda r: r.export.targets.append("toaster")),
+    ("export.variants", lambda r: r.export.variants.append("int4")),
+    ("export.fixed_batch", lambda r: setattr(r.export, "fixed_batch", 2000)),
+    ("export.accuracy_budget", lambda r: setattr(r.export, "accuracy_budget", 1.5)),
     ("export.max_batch", lambda r: setattr(r.export, "max_batch", 1025)),
     ("seed", lambda r: setattr(r, "seed", 2**31)),
     ("seed", lambda r: setattr(r, "seed", -1)),
@@ -182,6 +185,10 @@ def test_all_options_reach_the_spec_under_the_engines_names() -> None:
     whole.distillation.class_weights = options_pb2.CLASS_WEIGHTS_CHI2
     whole.distillation.label_weight = 0.0
     whole.export.targets.append("cpu")
+    whole.export.variants.append("int8-cpu")
+    whole.export.softmax = True
+    whole.export.fixed_batch = 4
+    whole.export.accuracy_budget = 0.0
     whole.seed = 7
     spec = compression_spec(whole, POOL)
     assert spec["external_data"] == {"w.bin": {"sha256": "d" * 64}}
@@ -189,7 +196,9 @@ def test_all_options_reach_the_spec_under_the_engines_names() -> None:
     assert spec["student"] == {"name": "resnet18"}
     assert spec["selection"] == {"score": "relative_mahalanobis", "rule": "threshold", "threshold": 0.0}
     assert spec["distillation"] == {"class_weights": "chi2", "loss": {"labels": 0.0}}
-    assert spec["export"] == {"targets": ["cpu"]}
+    assert spec["export"] == {
+        "targets": ["cpu"], "variants": ["int8-cpu"], "softmax": True, "fixed_batch": 4, "accuracy_budget": 0.0
+    }  # fmt: skip
     assert spec["seed"] == 7
 
 

@@ -19,7 +19,8 @@ def images(n: int = 3) -> np.ndarray[Any, Any]:
 
 def prepared(pixels: np.ndarray[Any, Any], reverse: bool) -> np.ndarray[Any, Any]:
     ordered = pixels[..., ::-1] if reverse else pixels
-    values = (ordered.astype(np.float32) * np.float32(1 / 255) - np.float32(PIXELS.mean)) / np.float32(PIXELS.std)
+    mean, std = np.array(PIXELS.mean, np.float32), np.array(PIXELS.std, np.float32)
+    values = (ordered.astype(np.float32) * np.float32(1 / 255) - mean) / std
     return np.ascontiguousarray(values.transpose(0, 3, 1, 2), np.float32)
 
 

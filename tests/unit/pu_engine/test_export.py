@@ -55,7 +55,7 @@ def test_an_unknown_target_is_refused_with_the_known_ones(exported_job: Any, tmp
 
 
 @pytest.mark.parametrize("batch", [0, 1025])
-@pytest.mark.parametrize("field", ["max_batch", "batch"])
+@pytest.mark.parametrize("field", ["max_batch", "fixed_batch"])
 def test_a_batch_out_of_bounds_is_refused(exported_job: Any, tmp_path: Path, field: str, batch: int) -> None:
     with pytest.raises(EngineError, match=rf"{field} must be .* got {batch}"):
         run(inputs(exported_job, **{field: batch}), tmp_path, SilentProgress())
@@ -75,6 +75,8 @@ def test_a_budget_that_is_no_share_is_refused(exported_job: Any, tmp_path: Path)
 def test_targets_bring_the_files_that_they_use() -> None:
     assert wanted_variants(ExportOptions(targets=("cpu",))) == ("fp32", "int8-cpu")
     assert wanted_variants(ExportOptions(targets=("rtx",))) == ("fp32", "fp16", "int8-trt")
+    assert wanted_variants(ExportOptions(targets=("jetson-orin",))) == ("fp32", "fp16", "int8-trt")
+    assert wanted_variants(ExportOptions(targets=("android",))) == ("fp32", "int8-cpu")
     assert wanted_variants(ExportOptions()) == tuple(FILES)
     assert wanted_variants(ExportOptions(variants=("int8-trt",))) == ("fp32", "int8-trt")
 
@@ -116,7 +118,7 @@ def test_a_second_export_gives_the_same_files(
 
 
 def test_every_file_takes_pixels_and_gives_probabilities_where_asked_for(exported_job: Any, tmp_path: Path) -> None:
-    options = {"variants": tuple(FILES), "include_preprocessing": True, "softmax": True, "batch": 2}
+    options = {"variants": tuple(FILES), "include_preprocessing": True, "softmax": True, "fixed_batch": 2}
     made = run(inputs(exported_job, targets=("cpu",), **options), tmp_path, SilentProgress())
     images = np.load(Path(exported_job.small.gathering.path) / "parity.images.npy")[:2]
     for variant in made.variants:
@@ -162,7 +164,7 @@ class Spectrum(torch.nn.Module):
     """Ends in an operator that no target has: the singular values of a matrix."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.linalg.svdvals(x[:, 0, :3, :3])
+        return torch.as_tensor(torch.linalg.svdvals(x[:, 0, :3, :3]))
 
 
 def test_an_operator_that_no_target_has_fails_and_names_the_hop(exported_job: Any) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from pu_engine import plots
 from pu_engine.fact_types import Latency
+from pu_engine.variant_rows import Point
 
 LATENCIES = [
     Latency(subject="teacher", batch=1, threads=1, p50_ms=2.0, p90_ms=2.5, runs=9),
@@ -88,3 +89,17 @@ def test_curve_without_agreements_has_one_axis() -> None:
 def test_latency_is_given_for_one_image() -> None:
     found = texts(plots.latency_bars(LATENCIES))
     assert {"2 ms", "0.5 ms", "teacher, batch 1, 1 thread", "fp32, batch 4, 2 threads"} <= found
+
+
+def test_tradeoff_names_every_network_and_its_axes() -> None:
+    points = [
+        Point(name="teacher", milliseconds=20.0, accuracy=0.95, chosen=False),
+        Point(name="int8-cpu", milliseconds=0.5, accuracy=0.9, chosen=True),
+    ]
+    svg = plots.accuracy_over_latency(points)
+    assert {"teacher", "int8-cpu", "held-out accuracy, %"} <= texts(svg)
+    assert plots.MARK in svg
+
+
+def test_tradeoff_of_nothing_timed_is_an_empty_plot() -> None:
+    assert "held-out accuracy, %" in texts(plots.accuracy_over_latency([]))

@@ -54,7 +54,14 @@ def test_a_device_that_is_not_here_gets_fp16_and_never_an_untimed_int8() -> None
     assert chosen.variant == "fp16"
     assert "not measured: no such device here" in chosen.reason
     (without,) = recommend(ALL, [], {"fp16"}, ("rtx",))
-    assert without.variant == "fp32"
+    assert (without.variant, without.reason.partition(";")[0]) == ("fp32", "no fp16 file that met its gate")
+
+
+def test_each_target_asked_for_has_its_own_answer() -> None:
+    chosen = recommend(ALL, timed(fp32=(2.0, 40.0), int8_cpu=(1.0, 9.0)), (), ("jetson-orin", "android", "cpu"))
+    assert [(c.target, c.variant) for c in chosen] == [
+        ("jetson-orin", "fp16"), ("android", "fp32"), ("cpu", "int8-cpu")
+    ]  # fmt: skip
 
 
 def test_a_file_that_was_not_timed_has_no_factor() -> None:

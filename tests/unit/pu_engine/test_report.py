@@ -35,6 +35,7 @@ from pu_engine.types import (
     Folder,
     LabelledImages,
     Preprocessing,
+    Recommendation,
     ReportInputs,
     Selection,
     Student,
@@ -102,7 +103,8 @@ VERDICTS = Verdicts(
         Latency(subject="fp32", batch=64, threads=1, p50_ms=18.0, p90_ms=20.0, runs=20),
         Latency(subject="fp32", batch=1, threads=1, p50_ms=0.5, p90_ms=0.6, runs=50),
     ),
-    recommended="fp32", teacher_accuracy=0.95, student_accuracy=0.9, student_accuracy_low=0.7,
+    recommended="fp32", recommendations=(Recommendation(target="cpu", variant="fp32", reason="int8 missed its gate"),),
+    teacher_accuracy=0.95, student_accuracy=0.9, student_accuracy_low=0.7,
     student_accuracy_high=0.97, held_out=20, student_agreement=0.95, warnings=("int8 is withheld.",),
 )  # fmt: skip
 
@@ -418,6 +420,12 @@ def test_page_says_the_result_in_one_sentence(page: str) -> None:
     assert "Withheld:</span> int8" in page
 
 
+def test_headline_names_the_file_that_the_time_is_of(data: dict[str, Any]) -> None:
+    fast = {**data["student"], "speed": {**data["student"]["speed"], "subject": "int8-cpu"}}
+    said = report_page.headline({**data, "student": fast})
+    assert said.endswith("in 25.0 % of the teacher's time on this machine, as its int8-cpu file.")
+
+
 def test_page_says_what_the_agreement_on_the_pool_rests_on(page: str) -> None:
     assert "95.0 % on 18 pool images that were not picked" in page
 
@@ -426,6 +434,18 @@ def test_engine_without_a_verdict_says_that_it_was_not_run(page: str, data: dict
     rows = re.findall(r"<tr><td><code>([^<]+)</code>.*?<span[^>]*>([^<]*)</span></td></tr>", page)
     assert dict(rows) == {"student.onnx": "recommended", "engines/rtx.engine": "not run here"}
     assert {v["name"]: v["verified"] for v in data["variants"]} == {"fp32": True, "int8": True, "rtx-sm89": False}
+
+
+def test_page_says_which_file_to_take_for_a_target_and_why(page: str) -> None:
+    assert "For the target <b>cpu</b> take <b>fp32</b>: int8 missed its gate." in page
+
+
+def test_table_of_files_has_a_line_for_each_timing_and_says_what_was_not_measured(page: str) -> None:
+    table = page.partition("<h2>What each file gives</h2>")[2].partition("</table>")[0]
+    assert re.findall(r"<b>([^<]+)</b>", table) == ["fp32", "int8", "rtx-sm89"]
+    assert table.count("not measured: no such device here") == 2
+    assert '<td class="n">2,000</td>' in table  # images a second: one in 0.5 ms
+    assert table.count("<tr>") == 1 + 2 + 1 + 1
 
 
 def test_page_shows_pictures_of_each_class(page: str) -> None:
@@ -503,6 +523,6 @@ def test_prior_sentence_tells_given_from_estimated() -> None:
 
 
 def test_engine_names_the_devices_it_was_built_for() -> None:
-    words = report_page.device_words("rtx", "tensorrt_rtx", {"capabilities": "SM86,SM89"})
+    words = report_page.device_words("rtx-sm86", "rtx", "tensorrt_rtx", {"capabilities": "SM86,SM89"})
     assert words == "NVIDIA GPUs with TensorRT for RTX (SM86, SM89)"
-    assert report_page.device_words("npu", "blob", {}) == "target npu"
+    assert report_page.device_words("npu", "npu", "blob", {}) == "target npu"

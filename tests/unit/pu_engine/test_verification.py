@@ -239,7 +239,7 @@ def test_a_file_that_export_found_outside_of_its_budget_is_withheld(exported_job
 def test_files_of_pixels_and_probabilities_are_verified_as_they_are(exported_job: Any, tmp_path: Path) -> None:
     folder = tmp_path / "export"
     folder.mkdir()
-    options = ExportOptions(targets=("cpu",), include_preprocessing=True, softmax=True, batch=4)
+    options = ExportOptions(targets=("cpu",), include_preprocessing=True, softmax=True, fixed_batch=4)
     asked = ExportInputs(distillation=exported_job.distillation, gathering=exported_job.small.gathering, export=options)
     export = finish(folder, export_stage.run(asked, folder, SilentProgress()))
     verdicts = run(inputs(exported_job, export), tmp_path, SilentProgress())

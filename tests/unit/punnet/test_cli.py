@@ -188,8 +188,18 @@ def test_summary_shows_teacher_beside_student(capsys: pytest.CaptureFixture[str]
             "speed": {"teacher_ms": 4.0, "student_ms": 1.25}, "recommended": "fp32",
         },
         "variants": [recommended, withheld],
+        "recommendations": [{"target": "cpu", "variant": "fp32", "reason": "nothing was faster"}],
     }  # fmt: skip
     print_report(report)
     out = capsys.readouterr().out
-    for text in ("83.2 %", "78.0 % (69.0 % to 85.0 %)", "90.0 %", "272,474", "1.25", "fp32 (recommended)", "withheld"):
+    for text in (
+        "83.2 %",
+        "78.0 % (69.0 % to 85.0 %)",
+        "90.0 %",
+        "272,474",
+        "1.25",
+        "fp32 (recommended)",
+        "withheld",
+        "take fp32:",
+    ):
         assert text in out

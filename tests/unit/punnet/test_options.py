@@ -30,6 +30,7 @@ def test_every_keyword_reaches_its_field() -> None:
         score="relative-mahalanobis", rule="TOP", picks=4, threshold=0.5, prior=0.25,
         steps=5, batch_size=8, learning_rate=0.5, temperature=2.0, labelled_share=0.5, label_weight=0.0,
         class_weights="chi2", radius=0.125, targets=["cpu"], max_batch=7, parity_images="own",
+        variants=["fp32", "int8-cpu"], include_preprocessing=True, softmax=True, fixed_batch=3, accuracy_budget=0.0,
         max_bytes=11, student_weights="w.safetensors", loss={"kl": 0.5, "dkd": 1.0}, effort="patient", minutes=1.5,
         draws="balanced", teacher_targets="live", views=3, mixup=0.25, cutmix=1.0, clip_norm=2.5, average_decay=0.875,
         precision="bf16", compiled=True,
@@ -73,8 +74,16 @@ def test_every_keyword_reaches_its_field() -> None:
     )
     assert request.distillation.HasField("label_weight")
     assert request.export == options_pb2.ExportOptions(
-        targets=["cpu"], max_batch=7, parity_images=options_pb2.PARITY_IMAGES_OWN
+        targets=["cpu"],
+        max_batch=7,
+        parity_images=options_pb2.PARITY_IMAGES_OWN,
+        variants=["fp32", "int8-cpu"],
+        include_preprocessing=True,
+        softmax=True,
+        fixed_batch=3,
+        accuracy_budget=0.0,
     )
+    assert request.export.HasField("accuracy_budget")
     assert request.preprocessing == options_pb2.Preprocessing(
         layout=options_pb2.LAYOUT_NHWC,
         channels=options_pb2.CHANNEL_ORDER_BGR,
