@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -117,7 +118,7 @@ def test_settings_are_the_options_of_the_server_with_their_defaults() -> None:
     options = {match for path in sources for match in re.findall(r"add_argument\(\s*\"(--[a-z-]+)\"", path.read_text())}
     assert {flag_of(setting.name) for setting in fields(ServerSettings)} == options - {"--data"}
     assert variable_of("cpu_slots") == "PUNNET_CPU_SLOTS"
-    defaults = {setting.name: setting.default for setting in fields(ServerSettings)}
+    defaults: dict[str, Any] = {setting.name: setting.default for setting in fields(ServerSettings)}
     same = ("queued_jobs", "calls_a_minute", "transfers_a_minute", "open_calls", "failures_a_minute")
     assert {name: defaults[name] for name in same} == {name: getattr(quotas.DEFAULTS, name) for name in same}
     assert defaults["tenant_running_jobs"] == quotas.DEFAULTS.running_jobs
