@@ -6,7 +6,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -28,7 +28,7 @@ class Access:
         certificate, key: PEM files that the client shows to a server that wants a certificate.
     """
 
-    token: str = ""
+    token: str = field(default="", repr=False)  # a trace or a log may show the rest
     ca: Path | None = None
     certificate: Path | None = None
     key: Path | None = None

@@ -52,6 +52,10 @@ def test_text_that_is_no_token_is_refused_without_repeating_it() -> None:
     assert "my-password" not in str(refused.value)
 
 
+def test_credentials_are_shown_without_the_token() -> None:
+    assert "A" * 43 not in repr(Access(token=TOKEN))
+
+
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest) as refused:
         access(token_file=tmp_path / "none")
