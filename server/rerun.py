@@ -10,7 +10,7 @@ from punnet.v1 import compression_pb2
 from server.job_spec import Spec
 from server.request_check import violation
 
-LABELS = "labels"  # the part of the loss that `label_weight` is
+OWN_OPTIONS = frozenset({"labels", "temperature"})  # of the loss: `label_weight` and `temperature`
 OPTION_GROUPS = ("preprocessing", "student", "selection", "distillation", "export")
 
 
@@ -48,10 +48,10 @@ def merge_options(spec: Spec, earlier: Mapping[str, Any]) -> Spec:
 
 
 def _merge_loss(earlier: Mapping[str, float], stated: Mapping[str, float] | None = None) -> dict[str, float]:
-    """Parts that are stated replace the earlier ones all; the labels' weight is an option of its own."""
-    parts = [{part: loss[part] for part in loss if part != LABELS} for loss in (earlier, stated or {})]
-    labels = {part: weight for part, weight in {**earlier, **(stated or {})}.items() if part == LABELS}
-    return {**(parts[1] or parts[0]), **labels}
+    """Parts that are stated replace the earlier ones all; the labels' weight and the temperature are options apart."""
+    parts = [{name: loss[name] for name in loss.keys() - OWN_OPTIONS} for loss in (earlier, stated or {})]
+    own = {name: value for name, value in {**earlier, **(stated or {})}.items() if name in OWN_OPTIONS}
+    return {**(parts[1] or parts[0]), **own}
 
 
 def not_found(job_id: str) -> PunnetError:

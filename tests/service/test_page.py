@@ -177,8 +177,8 @@ def test_a_browser_shows_the_list_and_a_job_that_runs(page: Page, browser: Brows
     browser.wait("document.querySelector('#live')?.innerText.includes('running')")
     page.server.resume_stages()
     browser.wait("document.querySelector('#live')?.innerText.includes('succeeded')", 60.0)
+    browser.wait("document.querySelectorAll('a[download]').length >= 1")  # the whole page, once the job has ended
     assert browser.value(fits)
-    assert browser.value("document.querySelectorAll('a[download]').length") >= 1
     assert [p for p in browser.problems if "401" not in p] == []
 
 

@@ -47,6 +47,7 @@ from pu_engine.types import (
     Verdict,
     Verdicts,
 )
+from server.page.outcome import read_outcome, read_samples
 from tests.unit.conftest import FACTS
 
 POOL_IMAGES = 30
@@ -273,6 +274,15 @@ def test_samples_are_there_as_data_with_both_answers_to_held_out_images(folder: 
     first = samples["held_out"][0]  # where the two differ
     assert (first["label"], first["teacher"], first["student"]) == (HOSTILE, HOSTILE, "0")
     assert first["source"].startswith("data:image/png;base64,")
+
+
+def test_the_servers_page_reads_what_the_report_wrote(folder: Path) -> None:
+    outcome, samples = read_outcome(folder / "report.json"), read_samples(folder / "samples.json")
+    assert (outcome.teacher.name, outcome.student.name) == (TEACHER.display_name, STUDENT.spec.name)
+    assert [row.picked for row in outcome.classes] == list(SELECTION.class_counts)
+    assert {row.name for row in outcome.variants if row.recommended} == {"fp32"}
+    assert {row.name for row in outcome.variants if row.timings} >= {"fp32"}
+    assert len(samples.classes) == STUDENT.spec.classes
 
 
 def test_answers_that_differ_come_first_then_those_that_are_wrong() -> None:

@@ -78,9 +78,10 @@ def test_a_job_without_a_teacher_is_refused() -> None:
 def test_stated_parts_of_the_loss_replace_all_others_but_the_labels_weight() -> None:
     request = earlier_request()
     request.distillation.loss.update({"dkd": 1.0})
+    request.distillation.temperature = 3.0
     earlier = compression_spec(request, POOL)
-    assert earlier["distillation"]["loss"] == {"dkd": 1.0, "labels": 0.0}
+    assert earlier["distillation"]["loss"] == {"kl": 0.0, "dkd": 1.0, "labels": 0.0, "temperature": 3.0}
     weighted = again(earlier, distillation=options_pb2.DistillationOptions(label_weight=0.5))
-    assert weighted["distillation"]["loss"] == {"dkd": 1.0, "labels": 0.5}
+    assert weighted["distillation"]["loss"] == {"kl": 0.0, "dkd": 1.0, "labels": 0.5, "temperature": 3.0}
     changed = again(earlier, distillation=options_pb2.DistillationOptions(loss={"kl": 2.0}))
-    assert changed["distillation"]["loss"] == {"kl": 2.0, "labels": 0.0}
+    assert changed["distillation"]["loss"] == {"kl": 2.0, "labels": 0.0, "temperature": 3.0}
