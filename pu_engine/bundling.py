@@ -31,6 +31,10 @@ MIDDLE_BATCH = 8
 PARTS = {"pool": "parity", "own": "labelled"}  # of the training set
 SCRATCH = ".bundling"
 NOT_RUN = "Engines that were built but not run, for lack of their devices here: {}. Their bundles check and time them."
+NO_BUNDLES = (
+    "There are no bundles: what they run on a device feeds prepared tensors in batches of any size and reads logits, "
+    "and these files {}. Leave that option out to get bundles."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +58,12 @@ def run(inputs: BundlingInputs, out: Path, progress: Progress) -> Bundles:
     """
     chosen = [_target(name) for name in dict.fromkeys(inputs.targets)]
     material = gather(inputs, out / SCRATCH)
-    bundles, engines, warnings = [], [], []
+    unlike = unlike_a_bundle(material.variants)
+    bundles, engines, warnings = [], [], [NO_BUNDLES.format(unlike)] if unlike else []
     for index, target in enumerate(chosen):
         progress.update(index, len(chosen), "target")
-        bundles.append(make_bundle(material, target, out))
+        if not unlike:
+            bundles.append(make_bundle(material, target, out))
         if target.has_engines:
             engine, refused = make_engine(material, target, out)
             engines += [engine] if engine is not None else []
@@ -83,9 +89,26 @@ def gather(inputs: BundlingInputs, scratch: Path) -> Material:
         spec=spec,
         variants=tuple(v for v in exported if v.format == "onnx" and v.name not in withheld),
         parity=parity_of(Path(inputs.gathering.path), inputs.parity_images, spec),
-        batches=(1, min(MIDDLE_BATCH, inputs.max_batch), inputs.max_batch),
+        batches=profile(exported[0], inputs.max_batch),
         threads=inputs.threads,
     )
+
+
+def profile(variant: Variant, most: int) -> tuple[int, int, int]:
+    """Least, best and most images of one run of an engine; all the same where the files have a fixed batch."""
+    batch = variant.details.get("batch", "free")
+    return (1, min(MIDDLE_BATCH, most), most) if batch == "free" else (int(batch),) * 3
+
+
+def unlike_a_bundle(variants: Sequence[Variant]) -> str:
+    """What keeps the files from a bundle, to follow "these files"; empty where nothing does."""
+    details = variants[0].details if variants else {}
+    if details.get("input") == "pixels":
+        return "take pixels"
+    if details.get("output") == "probabilities":
+        return "give probabilities"
+    batch = details.get("batch", "free")
+    return "" if batch == "free" else f"have the fixed batch {batch}"
 
 
 def parity_of(gathering: Path, source: str, spec: StudentSpec) -> Parity:

@@ -83,11 +83,16 @@ def compress(
     as_json: o.AsJson = False,
 ) -> None:
     """Compress a teacher into a small verified student, or a job again with other options."""
+    _run(ctx, server, data, out, detach)
+
+
+def _run(ctx: typer.Context, server: str | None, data: Path | None, out: Path | None, detach: bool) -> None:
+    """Start the job, and follow it to its end unless it is left running."""
     _check_material(ctx.params)
     _check_purpose(out, detach)
     with Client(server, data=data) as client:
         job = _start(client, ctx.params, o.stated(ctx))
-        _see_through(client, job, None if detach else out, as_json)
+        _see_through(client, job, None if detach else out, ctx.params["as_json"])
 
 
 def _check_material(parameters: Mapping[str, Any]) -> None:

@@ -86,6 +86,40 @@ def test_a_repeated_run_gives_the_same_bundle(exported_job: Any, tmp_path: Path)
     assert not reproducible("bundle-android.zip")
 
 
+def with_details(job: Any, folder: Path, **details: str) -> Any:
+    """The job's export as if its files had another interface."""
+    shutil.copytree(job.export.path, folder)
+    exported = load(Variants, job.export.path)
+    rows = tuple(replace(v, details={**v.details, **details}) for v in exported.variants)
+    return finish(folder, replace(exported, variants=rows))
+
+
+@pytest.mark.parametrize(
+    ("details", "words"),
+    [
+        ({"input": "pixels"}, "take pixels"),
+        ({"output": "probabilities"}, "give probabilities"),
+        ({"batch": "4"}, "have the fixed batch 4"),
+    ],
+)
+def test_files_that_a_bundles_programs_cannot_feed_have_none_and_the_job_says_so(
+    exported_job: Any, tmp_path: Path, details: dict[str, str], words: str
+) -> None:
+    export = with_details(exported_job, tmp_path / "export", **details)
+    made, out = run(inputs(exported_job, tmp_path, export=export, targets=("cpu",)), tmp_path)
+    assert made.bundles == ()
+    assert list(out.iterdir()) == []
+    (warning,) = made.warnings
+    assert f"these files {words}" in warning
+
+
+def test_an_engines_profile_follows_the_files_batch(exported_job: Any) -> None:
+    variant = load(Variants, exported_job.export.path).variants[0]
+    assert bundling.profile(variant, 64) == (1, 8, 64)
+    fixed = replace(variant, details={**variant.details, "batch": "4"})
+    assert bundling.profile(fixed, 64) == (4, 4, 4)
+
+
 @needs_rtx
 def test_the_target_rtx_has_an_engine_beside_its_bundle(exported_job: Any, tmp_path: Path) -> None:
     made, out = run(inputs(exported_job, tmp_path, targets=("rtx",)), tmp_path)
