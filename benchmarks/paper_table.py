@@ -105,6 +105,8 @@ def main() -> int:
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    if options.smoke:
+        torch.set_num_threads(1)  # two wait for each other by spinning, on networks as small as these
     data = smoke_data() if options.smoke else read(options.packed)
     epochs = 1 if options.smoke else options.epochs
     facts = conditions(
