@@ -141,6 +141,12 @@ def looped(module: nn.Module, task: Task) -> list[float]:
     return [float(gap) for gap in np.diff(clock.ends)[WARM_UP - 1 :]]
 
 
+def timed_rate(loop: Callable[[], list[float]]) -> float:
+    """Median seconds a step of a loop; with few steps those that there are."""
+    gaps = loop()
+    return statistics.median(gaps) if gaps else float("nan")
+
+
 def timed(step: Callable[[], object], steps: int) -> list[float]:
     """Seconds of each call, the first ones left out."""
     ends = []

@@ -26,7 +26,7 @@ class FeatureTap:
             )
         self.width = layers[-1].in_features
         self._held: Tensor | None = None
-        layers[-1].register_forward_pre_hook(self._keep)
+        self._hook = layers[-1].register_forward_pre_hook(self._keep)
 
     def taken(self) -> Tensor:
         """The features of the last forward, [N, W]; an earlier one's are never given twice."""
@@ -34,6 +34,10 @@ class FeatureTap:
             raise ValueError("the network has not run since its features were taken")
         features, self._held = self._held, None
         return features
+
+    def remove(self) -> None:
+        """Leave the network as it was."""
+        self._hook.remove()
 
     def _keep(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._held = inputs[0].flatten(1)

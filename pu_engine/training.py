@@ -114,6 +114,8 @@ def train(module: nn.Module, task: Task, folder: Path, progress: Progress) -> li
         log(run, state, rate, losses)
     if not all_finite(module):
         raise diverged(state)
+    if run.features is not None:
+        run.features.remove()
     if state.average:
         module.load_state_dict(state.average)
     module.eval()

@@ -178,7 +178,12 @@ def plan(
         document = finished_document(client, job, PLAN)
     if as_json:
         print_document(document)
-        return
+    else:
+        print_plan(document)
+
+
+def print_plan(document: Mapping[str, Any]) -> None:
+    """Stages with time and memory, and what other efforts would take and bring, from plan.json."""
     rows = [
         (s["stage"], seconds_text(s["seconds"]), bytes_text(s["memory_bytes"]), s["how"]) for s in document["stages"]
     ]
@@ -188,6 +193,12 @@ def plan(
         f"{document['student']} with {document['parameters']:,} parameters"
     )
     print_table(title, ("stage", "time", "memory", "how it was found"), rows)
+    others = [
+        (f"--effort {row['effort']}", f"{row['steps']:,}", seconds_text(row["seconds"]), f"{row['points']:+.0f}")
+        for row in document["outlook"]
+    ]
+    heads = ("instead", "steps", "training", "points of accuracy, as a rule of thumb")
+    print_table(f"Training: {document['budget']}; targets {document['targets']}", heads, others)
 
 
 def _print_started(job: Job, as_json: bool) -> None:

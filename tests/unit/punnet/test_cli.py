@@ -14,14 +14,15 @@ from typer.testing import CliRunner
 
 from punnet import __version__, cli_doctor
 from punnet.cli import app, main
-from punnet.cli_compress import print_report
+from punnet.cli_compress import print_plan, print_report
 from punnet.cli_doctor import package_problems
 from punnet.cli_options import TRAINING, lines, numbers, training
 from punnet.cli_output import bytes_text, percent_text, print_error, seconds_text
+from punnet.cli_pool import within_limits
 from punnet.cli_progress import figures
 from punnet.errors import InvalidRequest, make_error
 from punnet.options import CompressOptions
-from punnet.v1 import job_pb2
+from punnet.v1 import catalogue_pb2, job_pb2
 
 RUNNER = CliRunner()
 ROOT = Path(__file__).resolve().parents[3]
@@ -203,3 +204,26 @@ def test_summary_shows_teacher_beside_student(capsys: pytest.CaptureFixture[str]
         "take fp32:",
     ):
         assert text in out
+
+
+def test_students_beyond_a_limit_or_not_counted_are_left_out() -> None:
+    rows = [("small", 100, 5), ("large", 900, 5), ("slow", 100, 50), ("uncounted", 0, 0)]
+    students = [catalogue_pb2.Student(name=name, parameters=p, macs=m) for name, p, m in rows]
+    assert within_limits(students, None, None) == students
+    assert [s.name for s in within_limits(students, 500, None)] == ["small", "slow"]
+    assert [s.name for s in within_limits(students, 500, 10)] == ["small"]
+
+
+def test_a_plan_shows_other_efforts_beside_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    print_plan(
+        {
+            "picked": 10, "pool_images": 20, "student": "cifar_resnet8", "parameters": 1000, "seconds": 3.0,
+            "stages": [{"stage": "distillation", "seconds": 3.0, "memory_bytes": 1000, "how": "timed"}],
+            "budget": "1,500 steps: effort quick", "targets": "cached: asked for",
+            "outlook": [{"effort": "normal", "steps": 6000, "seconds": 12.0, "points": 9.0}],
+        }
+    )  # fmt: skip
+    shown = capsys.readouterr().out
+    assert "1,500 steps: effort quick" in shown
+    assert "--effort normal" in shown
+    assert "+9" in shown
