@@ -162,7 +162,7 @@ class LabelledEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectionOptions:
-    score: str = "auto"  # auto | e2 | pu | energy | relative_mahalanobis | confidence | random
+    score: str = "auto"  # one of pool_order.SCORES
     rule: str = "balanced"  # balanced | top | threshold
     count: int | None = None  # None: grows with the training budget
     threshold: float | None = None  # quantile of the score, for the threshold rule
