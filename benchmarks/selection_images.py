@@ -43,11 +43,12 @@ class Sizes:
     """Images of each source; a fifth of the pool is mixed in, three quarters of it are junk."""
 
     pool: int
+    share_mixed: float = 0.2
 
     @property
     def mixed(self) -> int:
         """Images of the labelled images' own source in the pool `mix`."""
-        return self.pool // 5
+        return round(self.pool * self.share_mixed)
 
     @property
     def junk(self) -> int:

@@ -24,6 +24,7 @@ from pu_engine.content_scores import (
     squared_distance,
 )
 from pu_engine.errors import EngineError
+from pu_engine.prior import PriorInterval, prior_interval
 from pu_engine.progress import Progress
 from pu_engine.pu_classifier import beliefs, source_inputs, source_scores
 from pu_engine.pu_folds import LEAST_IMAGES, Features, Folds, make_folds
@@ -34,6 +35,7 @@ from pu_engine.types import SelectionOptions
 
 SCORES = ("auto", "pu", "content", "e2", "energy", "relative_mahalanobis", "confidence", "random", "paper")
 PU_SCORES = ("pu", "paper")
+MOST_RESAMPLED = 20_000  # pool images for the prior's interval: more would hardly narrow it
 MOST_BELIEVED = 0.95  # of the pool may count as positive in the second round
 # What fits neither the labelled images nor the pool's main body is dropped, but never more than this: on a natural
 # pool nearly all images lie outside of the labelled images' own range.
@@ -66,6 +68,7 @@ class PoolOrder:
     prior: float | None = None
     prior_given: bool = False
     evidence: SourceTest | None = None  # where the PU side was asked
+    interval: PriorInterval | None = None  # of the prior, where it was estimated
     junk: NDArray[np.bool_]
     warnings: tuple[str, ...] = ()
 
@@ -151,8 +154,9 @@ def _order_with_prior(
         score, warnings = _content("content", files, teacher, pool)
         return PoolOrder(score=score, name="content", why=why, junk=junk, warnings=warnings)
 
-    tests, scores = zip(*(_tested(files, view, seed, progress) for view in range(len(files.scores.views))), strict=True)
-    test = sharpest(tests)
+    views = range(len(files.scores.views))
+    labelled_scores, scores = zip(*(_view_scores(files, view, seed, progress) for view in views), strict=True)
+    test = sharpest([source_test(v, labelled_scores[v], scores[v]) for v in views])
     alpha = test.prior.alpha if prior is None else prior
     is_open = gate_is_open(test.prior) if prior is None else prior >= GATE_PRIOR
     found = _found(files.scores.views[test.view], test, prior)
@@ -169,13 +173,24 @@ def _order_with_prior(
     return PoolOrder(
         score=score, name=name, why=why, prior=alpha, prior_given=prior is not None, evidence=test, junk=junk,
         warnings=warnings,
+        interval=None if prior is not None else _interval(labelled_scores[test.view], scores[test.view], seed),
     )  # fmt: skip
 
 
-def _tested(files: ScoreFiles, view: int, seed: int, progress: Progress) -> tuple[SourceTest, Score]:
-    """The source test of one view, and the order that its classifier gives the pool."""
-    labelled, pool = source_scores(_source_folds(files, view, seed), seed, progress)
-    return source_test(view, labelled, pool), pool
+def clean_view_scores(files: ScoreFiles, seed: int, progress: Progress) -> tuple[Score, Score]:
+    """Out-of-fold scores of the labelled images [P] and of the pool [N] that the clean view's source test reads."""
+    return _view_scores(files, CLEAN_VIEW, seed, progress)
+
+
+def _view_scores(files: ScoreFiles, view: int, seed: int, progress: Progress) -> tuple[Score, Score]:
+    return source_scores(_source_folds(files, view, seed), seed, progress)
+
+
+def _interval(labelled: Score, pool: Score, seed: int) -> PriorInterval:
+    generator = np.random.default_rng(seed)
+    if pool.size > MOST_RESAMPLED:
+        pool = generator.choice(pool, MOST_RESAMPLED, replace=False)
+    return prior_interval(labelled, pool, generator)
 
 
 def _believed(files: ScoreFiles, view: int, score: Score, alpha: float, *, seed: int, progress: Progress) -> Score:

@@ -277,7 +277,13 @@ def test_auto_takes_the_pu_order_where_the_source_is_present(tmp_path: Path) -> 
     assert selection.score == "pu"
     assert selection.prior == pytest.approx(0.25, abs=0.07)
     own = case.pool_features[:, -4:].mean(axis=1) > 1.8  # the shift is about 3.5 there
-    assert own[table["picked"].to_numpy()].mean() > 0.95
+    found = own[table["picked"].to_numpy()].mean()
+    assert found > 0.95
+    assert selection.prior_low is not None
+    assert selection.prior_high is not None
+    assert selection.prior_low <= selection.prior <= selection.prior_high
+    assert selection.precision == pytest.approx(found, abs=0.15)
+    assert selection.recall == pytest.approx(330 * found / own.sum(), abs=0.25)
 
 
 def test_the_view_that_shows_the_source_is_heard(tmp_path: Path) -> None:
