@@ -144,6 +144,7 @@ def _order_with_prior(
     files: ScoreFiles, teacher: TeacherView, options: SelectionOptions, seed: int, progress: Progress
 ) -> PoolOrder:
     asked, prior = options.score, options.prior
+    warnings: tuple[str, ...] = ()
     pool = moments(files.pool_features(CLEAN_VIEW))
     junk = _junk(files, pool) if asked == "auto" else np.zeros(files.scores.images, dtype=np.bool_)
     positives = len(files.positive_rows)
@@ -160,7 +161,6 @@ def _order_with_prior(
     alpha = test.prior.alpha if prior is None else prior
     is_open = gate_is_open(test.prior) if prior is None else prior >= GATE_PRIOR
     found = _found(files.scores.views[test.view], test, prior)
-    warnings: tuple[str, ...] = ()
     if asked == "paper":
         folds = _folds(files, files.positive_features, files.pool_features, test.view, seed)
         name, why, score = asked, "it was asked for", paper_scores(folds, alpha, seed, progress)

@@ -118,7 +118,7 @@ def fit_logistic(
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
-    optimiser.step(risk)
+    optimiser.step(risk)  # type: ignore[no-untyped-call]
     trained, offset = weight.detach(), bias.detach()
     return lambda rows: expanded(rows) @ trained + offset
 

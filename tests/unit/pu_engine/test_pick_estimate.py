@@ -33,8 +33,8 @@ def test_precision_and_recall_of_a_known_mixture_are_found() -> None:
 def test_all_of_the_pool_has_the_prior_as_precision_and_full_recall() -> None:
     score, _ = mixture()
     found = pick_estimate(score, np.ones(score.size, dtype=np.bool_), 0.2, INTERVAL)
-    assert (found.precision, found.recall) == (pytest.approx(0.2, abs=1e-6), pytest.approx(1.0))
-    assert (found.precision_low, found.precision_high) == (pytest.approx(0.15, abs=1e-6), pytest.approx(0.25, abs=1e-6))
+    assert [found.precision, found.recall] == pytest.approx([0.2, 1.0], abs=1e-6)
+    assert [found.precision_low, found.precision_high] == pytest.approx([0.15, 0.25], abs=1e-6)
 
 
 @pytest.mark.parametrize("prior", [0.0, 1.0])

@@ -279,6 +279,7 @@ def test_auto_takes_the_pu_order_where_the_source_is_present(tmp_path: Path) -> 
     own = case.pool_features[:, -4:].mean(axis=1) > 1.8  # the shift is about 3.5 there
     found = own[table["picked"].to_numpy()].mean()
     assert found > 0.95
+    assert selection.prior is not None
     assert selection.prior_low is not None
     assert selection.prior_high is not None
     assert selection.prior_low <= selection.prior <= selection.prior_high
