@@ -25,10 +25,10 @@ from benchmarks.selection_scores import Scored, draw, open_teacher, scored
 from benchmarks.table import bar, print_bars, print_table, write_json
 from pu_engine.scorer import Scorer
 
-POOLS = ("natural", "mix", "wild")
+POOLS = ("natural", "mix", "mix unseen", "mix refiled", "wild")
 FIGURES = ("auc", "p_top_05", "p_top_10", "p_top_20", "class_entropy", "seconds")
 # The PU order is for pools that hold the labelled images' own source; among junk either order may be the better one.
-RIGHT_BRANCH = {"natural": "e2", "mix": "pu"}
+RIGHT_BRANCH = {"natural": "content", "mix": "pu"}
 BARS = {
     100: (
         ("mix", "auc", 0.985),

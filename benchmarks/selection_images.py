@@ -7,12 +7,14 @@ four shards of the natural pool, and junk. `truth.csv` says of natural images wh
 from __future__ import annotations
 
 import csv
+import io
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from benchmarks import selection_junk
 from benchmarks.quickstart import read_members
@@ -23,6 +25,7 @@ SHARDS = {"development": range(4), "report": range(4, 8)}
 OTHER_LABELLED_A_CLASS = 100
 DRAW_SEED = 12
 JUNK_SOURCES = 2000
+POOL_QUALITY, POOL_CHROMA = 75, 2  # of the natural pool's JPEG files; Pillow's number for 4:2:0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +43,12 @@ class Sizes:
     """Images of each source; a fifth of the pool is mixed in, three quarters of it are junk."""
 
     pool: int
+    share_mixed: float = 0.2
 
     @property
     def mixed(self) -> int:
         """Images of the labelled images' own source in the pool `mix`."""
-        return self.pool // 5
+        return round(self.pool * self.share_mixed)
 
     @property
     def junk(self) -> int:
@@ -53,16 +57,22 @@ class Sizes:
 
 
 def read(data: Path, part: str, sizes: Sizes) -> dict[str, Source]:
-    """The sources `labelled`, `mixed`, `natural` and `junk` of one part; of `mixed` and `junk` a fifth more than is
-    drawn.
+    """The sources `labelled`, `mixed`, `unseen`, `refiled`, `natural` and `junk` of one part; a fifth more of what is
+    mixed in and of junk than is drawn.
+
+    `unseen` are of the labelled images' source too, but the teacher never trained on them; `refiled` are the mixed
+    images with the natural pool's size and JPEG.
     """
     labelled, mixed = _training_images(data, part, sizes.mixed * 6 // 5)
+    unseen = _test_images(data, part, sizes.mixed * 6 // 5)
+    refiled = Source(name="refiled", files=tuple(map(_refiled, mixed.files)), labels=mixed.labels)
     natural = _natural(data, part, sizes.pool)
     generator = np.random.default_rng([DRAW_SEED, SHARDS[part].start])
     chosen = generator.permutation(len(natural.files))[:JUNK_SOURCES]
     pixels = [_square(decode(natural.files[i], 3)) for i in chosen]
     junk = tuple(selection_junk.files(part, pixels, sizes.junk * 6 // 5, generator))
-    return {s.name: s for s in (labelled, mixed, natural, Source(name="junk", files=junk))}
+    sources = (labelled, mixed, unseen, refiled, natural, Source(name="junk", files=junk))
+    return {s.name: s for s in sources}
 
 
 def first_labelled(data: Path) -> dict[str, list[bytes]]:
@@ -91,6 +101,23 @@ def _training_images(data: Path, part: str, mixed: int) -> tuple[Source, Source]
         candidates += [image for image in sorted(images) if image[0] in listed] + mine[:OTHER_LABELLED_A_CLASS]
         others += mine[OTHER_LABELLED_A_CLASS : OTHER_LABELLED_A_CLASS + mixed // len(by_class)]
     return _training_source("labelled", candidates), _training_source("mixed", others)
+
+
+def _test_images(data: Path, part: str, count: int) -> Source:
+    """Test images, unlabelled: one part's are not the other's."""
+    images = sorted(read_members(data / "cifar10-test.tar.gz"))
+    order = np.random.default_rng([DRAW_SEED, len(images)]).permutation(len(images))
+    half = len(images) // 2
+    chosen = order[:half] if part == "development" else order[half:]
+    return Source(name="unseen", files=tuple(images[i][1] for i in chosen[:count]))
+
+
+def _refiled(file: bytes) -> bytes:
+    side = selection_junk.SIDE
+    larger = Image.fromarray(decode(file, 3)).resize((side, side), Image.Resampling.BICUBIC)
+    made = io.BytesIO()
+    larger.save(made, "JPEG", quality=POOL_QUALITY, subsampling=POOL_CHROMA)
+    return made.getvalue()
 
 
 def _training_source(name: str, images: list[tuple[str, bytes]]) -> Source:

@@ -8,15 +8,17 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from benchmarks.selection_risks import RISKS, estimated_prior, risk_scores
 from benchmarks.selection_scores import DrawnPool
-from pu_engine.content_scores import separation
+from pu_engine.content_scores import margin, separation
 from pu_engine.pool_order import PoolOrder, TeacherView, order_pool, teacher_view
 from pu_engine.progress import SilentProgress
-from pu_engine.pu_classifier import linear_scores, make_halves
+from pu_engine.pu_classifier import fit_logistic
+from pu_engine.pu_folds import Folds, Scorer, make_folds, out_of_fold_scores
 from pu_engine.score_files import CLEAN_VIEW, ScoreFiles
-from pu_engine.source_test import sharpest, source_test
 from pu_engine.training import repeatable
 from pu_engine.types import SelectionOptions
 
@@ -26,18 +28,24 @@ BY_THE_ENGINE = {
     "energy": "energy",
     "relative mahalanobis": "relative_mahalanobis",
     "e2": "e2",
-    "nnpu": "pu",
+    "content": "content",
+    "source classifier": "pu",
+    "paper": "paper",
     "default": "auto",
 }
 METHODS = (
     "random",
     "confidence",
+    "margin",
     "energy",
     "relative mahalanobis",
     "k-nearest",
     "e2",
+    "content",
     "naive p-vs-u",
-    "nnpu",
+    *RISKS,
+    "paper",
+    "source classifier",
     "default",
 )
 BEST_SHARES = (0.05, 0.10, 0.20)
@@ -65,24 +73,37 @@ def ordered(method: str, files: ScoreFiles, view: TeacherView, seed: int) -> Poo
     """A method's score of each pool image."""
     if method in BY_THE_ENGINE:
         return order_pool(files, view, SelectionOptions(score=BY_THE_ENGINE[method]), seed, SilentProgress())
-    if method == "k-nearest":
-        return nearest(files)
-    return naive(files, seed)
+    match method:
+        case "k-nearest":
+            return nearest(files)
+        case "margin":
+            return np.concatenate([margin(logits) for logits in files.pool_logits()])
+        case "naive p-vs-u":
+            return linear(files, seed)[1]
+        case _:
+            prior = estimated_prior(*linear(files, seed))
+            return risk_scores(method, features_folds(files, seed), prior, seed)[1]
 
 
-def naive(files: ScoreFiles, seed: int) -> Score:
-    """Labelled against pool images, linearly, on the view that the source test hears, [N]."""
-    found = []
-    for view in range(len(files.scores.views)):
-        halves = make_halves(
-            files.positive_features(view),
-            np.array(files.positive_classes),
-            partial(files.pool_features, view),
-            np.random.default_rng(seed),
-        )
-        found.append(linear_scores(halves, seed, SilentProgress()))
-    tests = [source_test(view, labelled, pool) for view, (labelled, pool) in enumerate(found)]
-    return found[sharpest(tests).view][1]
+def features_folds(files: ScoreFiles, seed: int) -> Folds:
+    """Folds of the clean view's features alone."""
+    return make_folds(
+        files.positive_features(CLEAN_VIEW),
+        np.array(files.positive_classes),
+        partial(files.pool_features, CLEAN_VIEW),
+        np.random.default_rng(seed),
+    )
+
+
+def linear(files: ScoreFiles, seed: int) -> tuple[Score, Score]:
+    """Labelled against pool images, linearly on the clean view's features: scores of both, [P] and [N]."""
+    folds = features_folds(files, seed)
+
+    def fit(fold: int, generator: torch.Generator) -> Scorer:
+        positive, unlabelled, _ = folds.split(fold)
+        return fit_logistic(positive, unlabelled, torch.zeros(len(unlabelled)), generator, functions=0)
+
+    return out_of_fold_scores(folds, fit, seed)
 
 
 def nearest(files: ScoreFiles) -> Score:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from benchmarks.selection_images import Sizes, Source
 from pu_engine import intake
 from pu_engine.array_file import ArrayWriter, is_whole
+from pu_engine.pipeline import SCORING
 from pu_engine.prefetch import prefetched
 from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest, file_sha256, write_atomic
@@ -29,6 +30,7 @@ from pu_engine.types import File, Folder, IntakeInputs, LabelledFile, LabelledIm
 
 POOL = "pool"
 NEAR = "near"
+MIXED_IN = {"mix": "mixed", "mix unseen": "unseen", "mix refiled": "refiled"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -72,7 +74,7 @@ def open_teacher(model: Path, images: dict[str, list[bytes]], cache: Path) -> tu
 
 def scored(source: Source, scorer: Scorer, folder: Path, threads: int) -> Scored:
     """What the teacher says of a source's images, from the cache where it has said it."""
-    digest = hashlib.sha256(repr(scorer.matched).encode())
+    digest = hashlib.sha256(repr((scorer.matched, SCORING.schema)).encode())
     for file in source.files:
         digest.update(hashlib.sha256(file).digest())
     name = f"{source.name}-{digest.hexdigest()[:12]}"
@@ -85,7 +87,8 @@ def scored(source: Source, scorer: Scorer, folder: Path, threads: int) -> Scored
             ArrayWriter(paths[1], features_shape, np.float16) as features_file,
         ):
             work = batches(source.files, scorer.batch)
-            for logits, features in prefetched(lambda batch: scorer.score(batch, labelled=False), work, threads):
+            labelled = source.name == LABELLED
+            for logits, features in prefetched(lambda batch: scorer.score(batch, labelled=labelled), work, threads):
                 logits_file.append(logits)
                 features_file.append(features)
     return Scored(source=source, logits=np.load(paths[0]), features=np.load(paths[1]))
@@ -94,7 +97,7 @@ def scored(source: Source, scorer: Scorer, folder: Path, threads: int) -> Scored
 def draw(
     pool: str, sources: Mapping[str, Scored], *, a_class: int, sizes: Sizes, seed: int, scorer: Scorer, work: Path
 ) -> DrawnPool:  # fmt: skip
-    """One pool (`natural`, `mix`, `wild`) with labelled images, all drawn by the seed, as a scoring in `work`."""
+    """One pool (`natural`, `mix`, ...) with labelled images, all drawn by the seed, as a scoring in `work`."""
     generator = np.random.default_rng([seed, 1])
     labels = np.array(sources["labelled"].source.labels)
     kept = np.concatenate([generator.permutation(np.flatnonzero(labels == k))[:a_class] for k in np.unique(labels)])
@@ -105,10 +108,11 @@ def draw(
         case "natural":
             parts = [(natural, everything)]
             right = relations == "in"
-        case "mix":
+        case "mix" | "mix unseen" | "mix refiled":
             others = generator.permutation(outside)[: sizes.pool - sizes.mixed]
-            own = generator.permutation(len(sources["mixed"].logits))[: sizes.mixed]
-            parts = [(natural, others), (sources["mixed"], own)]
+            added = sources[MIXED_IN[pool]]
+            own = generator.permutation(len(added.logits))[: sizes.mixed]
+            parts = [(natural, others), (added, own)]
             right = np.arange(sizes.pool) >= len(others)
         case _:
             real = generator.permutation(everything)[: sizes.pool - sizes.junk]
@@ -133,9 +137,8 @@ def _write_scoring(
 ) -> ScoreFiles:  # fmt: skip
     work.mkdir(parents=True, exist_ok=True)
     teacher: Teacher = scorer.teacher
-    clean = labelled.features[kept][:, :1]  # a labelled image shows the matched view itself
     np.save(logits_path(work, LABELLED), labelled.logits[kept])
-    np.save(features_path(work, LABELLED), np.repeat(clean, len(scorer.views), axis=1))
+    np.save(features_path(work, LABELLED), labelled.features[kept])
     np.save(logits_path(work, POOL), logits)
     np.save(features_path(work, POOL), features)
     scores = Scores(

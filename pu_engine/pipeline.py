@@ -62,7 +62,7 @@ INTAKE = Stage(
 SCORING = Stage(
     name="scoring",
     module="pu_engine.scoring",
-    schema=3,
+    schema=4,
     needs=("intake",),
     reads=("pool", "images"),
     profile="model",
@@ -79,7 +79,7 @@ BUDGET = Stage(
 SELECTION = Stage(
     name="selection",
     module="pu_engine.selection",
-    schema=3,
+    schema=4,
     needs=("intake", "scoring", "budget"),
     reads=(
         "pool",

@@ -178,12 +178,15 @@ def selection_bytes(pool_images: int, labelled: int, width: int) -> int:
     Args:
         width: of the features, all taps.
     """
-    from pu_engine.pu_classifier import TRAINING_BYTES
+    from pu_engine.pu_classifier import EXPANDED_BYTES, MOST_LOGITS, SMOOTH_FUNCTIONS
+    from pu_engine.pu_folds import TRAINING_BYTES
     from pu_engine.score_files import CHUNK_BYTES
 
-    halves = 2 * min(TRAINING_BYTES, FLOAT32_BYTES * width * -(-pool_images // 2))
-    chunks = CHUNKS_HELD * min(CHUNK_BYTES, FLOAT64_BYTES * width * pool_images)
-    positives = LABELLED_COPIES * FLOAT64_BYTES * width * labelled
-    matrices = MATRICES_HELD * FLOAT64_BYTES * width**2
-    # Each half is there twice while its chunks are joined.
-    return 2 * halves + chunks + positives + matrices + SELECTION_BYTES_AN_IMAGE * pool_images
+    inputs = width + MOST_LOGITS + 1
+    training = min(TRAINING_BYTES, FLOAT32_BYTES * inputs * pool_images)
+    expanded = min(EXPANDED_BYTES, FLOAT32_BYTES * (inputs + SMOOTH_FUNCTIONS) * pool_images)
+    chunks = CHUNKS_HELD * min(CHUNK_BYTES, FLOAT64_BYTES * inputs * pool_images)
+    positives = LABELLED_COPIES * FLOAT64_BYTES * (inputs + SMOOTH_FUNCTIONS) * labelled
+    matrices = MATRICES_HELD * FLOAT64_BYTES * inputs**2
+    # A fold's part of the training images is a copy, and so is what their smooth functions are joined to.
+    return 2 * training + 2 * expanded + chunks + positives + matrices + SELECTION_BYTES_AN_IMAGE * pool_images

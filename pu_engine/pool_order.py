@@ -4,16 +4,19 @@ images' own source, and the teacher's where it does not.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pu_engine.attention_head import paper_scores
 from pu_engine.content_scores import (
     Moments,
     background_gaussian,
     class_gaussians,
     confidence,
+    content_score,
     energy,
     moments,
     rank_sum,
@@ -21,14 +24,19 @@ from pu_engine.content_scores import (
     squared_distance,
 )
 from pu_engine.errors import EngineError
+from pu_engine.prior import PriorInterval, prior_interval
 from pu_engine.progress import Progress
-from pu_engine.pu_classifier import LEAST_IMAGES, Halves, linear_scores, make_halves, pu_scores
+from pu_engine.pu_classifier import beliefs, source_inputs, source_scores
+from pu_engine.pu_folds import LEAST_IMAGES, Features, Folds, make_folds
 from pu_engine.quota import random_score
 from pu_engine.score_files import CLEAN_VIEW, ScoreFiles
 from pu_engine.source_test import GATE_PRIOR, SourceTest, gate_is_open, sharpest, source_test
 from pu_engine.types import SelectionOptions
 
-SCORES = ("auto", "e2", "pu", "energy", "relative_mahalanobis", "confidence", "random")
+SCORES = ("auto", "pu", "content", "e2", "energy", "relative_mahalanobis", "confidence", "random", "paper")
+PU_SCORES = ("pu", "paper")
+MOST_RESAMPLED = 20_000  # pool images for the prior's interval: more would hardly narrow it
+MOST_BELIEVED = 0.95  # of the pool may count as positive in the second round
 # What fits neither the labelled images nor the pool's main body is dropped, but never more than this: on a natural
 # pool nearly all images lie outside of the labelled images' own range.
 JUNK_SHARE = 0.02
@@ -60,6 +68,7 @@ class PoolOrder:
     prior: float | None = None
     prior_given: bool = False
     evidence: SourceTest | None = None  # where the PU side was asked
+    interval: PriorInterval | None = None  # of the prior, where it was estimated
     junk: NDArray[np.bool_]
     warnings: tuple[str, ...] = ()
 
@@ -102,10 +111,10 @@ def order_pool(
             score, warnings = _energy_or_confidence(view)
             return PoolOrder(score=score, name=asked, why=asked_for, junk=nothing, warnings=warnings)
         case "relative_mahalanobis":
-            score = _last_tap_score(files, moments(files.pool_features(CLEAN_VIEW)))
+            score, _ = _relative_scores(files, moments(files.pool_features(CLEAN_VIEW)))
             return PoolOrder(score=score, name=asked, why=asked_for, junk=nothing)
-        case "e2":
-            score, warnings = _e2(files, view, moments(files.pool_features(CLEAN_VIEW)))
+        case "e2" | "content":
+            score, warnings = _content(asked, files, view, moments(files.pool_features(CLEAN_VIEW)))
             return PoolOrder(score=score, name=asked, why=asked_for, junk=nothing, warnings=warnings)
         case _:
             return _order_with_prior(files, view, options, seed, progress)
@@ -135,44 +144,81 @@ def _order_with_prior(
     files: ScoreFiles, teacher: TeacherView, options: SelectionOptions, seed: int, progress: Progress
 ) -> PoolOrder:
     asked, prior = options.score, options.prior
+    warnings: tuple[str, ...] = ()
     pool = moments(files.pool_features(CLEAN_VIEW))
     junk = _junk(files, pool) if asked == "auto" else np.zeros(files.scores.images, dtype=np.bool_)
     positives = len(files.positive_rows)
     if min(positives, files.scores.images) < LEAST_IMAGES:
         why = f"{positives} labelled and {files.scores.images} pool images are too few to train the PU side"
-        if asked == "pu":
+        if asked in PU_SCORES:
             raise EngineError("IMAGES_MISSING", f"{why}.", "Give more images, or choose another score.")
-        score, warnings = _e2(files, teacher, pool)
-        return PoolOrder(score=score, name="e2", why=why, junk=junk, warnings=warnings)
+        score, warnings = _content("content", files, teacher, pool)
+        return PoolOrder(score=score, name="content", why=why, junk=junk, warnings=warnings)
 
-    test = sharpest([_tested(files, view, seed, progress) for view in range(len(files.scores.views))])
+    views = range(len(files.scores.views))
+    labelled_scores, scores = zip(*(_view_scores(files, view, seed, progress) for view in views), strict=True)
+    test = sharpest([source_test(v, labelled_scores[v], scores[v]) for v in views])
     alpha = test.prior.alpha if prior is None else prior
     is_open = gate_is_open(test.prior) if prior is None else prior >= GATE_PRIOR
     found = _found(files.scores.views[test.view], test, prior)
-    if asked == "pu" or is_open:
-        score = pu_scores(_halves(files, test.view, seed), alpha, seed, progress)
+    if asked == "paper":
+        folds = _folds(files, files.positive_features, files.pool_features, test.view, seed)
+        name, why, score = asked, "it was asked for", paper_scores(folds, alpha, seed, progress)
+    elif asked == "pu" or is_open:
+        name, score = "pu", _believed(files, test.view, scores[test.view], alpha, seed=seed, progress=progress)
         why = "it was asked for" if asked == "pu" else f"{found} says that the pool holds the labelled images' source"
-        name, warnings = "pu", ()
     else:
-        score, warnings = _e2(files, teacher, pool)
-        name, why = "e2", f"{found} does not show images of the labelled images' own source in the pool"
+        name, why = "content", f"{found} does not show images of the labelled images' own source in the pool"
+        score, warnings = _content(name, files, teacher, pool)
     return PoolOrder(
         score=score, name=name, why=why, prior=alpha, prior_given=prior is not None, evidence=test, junk=junk,
         warnings=warnings,
+        interval=None if prior is not None else _interval(labelled_scores[test.view], scores[test.view], seed),
     )  # fmt: skip
 
 
-def _tested(files: ScoreFiles, view: int, seed: int, progress: Progress) -> SourceTest:
-    return source_test(view, *linear_scores(_halves(files, view, seed), seed, progress))
+def clean_view_scores(files: ScoreFiles, seed: int, progress: Progress) -> tuple[Score, Score]:
+    """Out-of-fold scores of the labelled images [P] and of the pool [N] that the clean view's source test reads."""
+    return _view_scores(files, CLEAN_VIEW, seed, progress)
 
 
-def _halves(files: ScoreFiles, view: int, seed: int) -> Halves:
-    return make_halves(
-        files.positive_features(view),
-        np.array(files.positive_classes),
-        lambda: files.pool_features(view),
-        np.random.default_rng(seed),
+def _view_scores(files: ScoreFiles, view: int, seed: int, progress: Progress) -> tuple[Score, Score]:
+    return source_scores(_source_folds(files, view, seed), seed, progress)
+
+
+def _interval(labelled: Score, pool: Score, seed: int) -> PriorInterval:
+    generator = np.random.default_rng(seed)
+    if pool.size > MOST_RESAMPLED:
+        pool = generator.choice(pool, MOST_RESAMPLED, replace=False)
+    return prior_interval(labelled, pool, generator)
+
+
+def _believed(files: ScoreFiles, view: int, score: Score, alpha: float, *, seed: int, progress: Progress) -> Score:
+    """The order of a second round, in which pool images count as positive by what the first says of them."""
+    if alpha < GATE_PRIOR:
+        return score
+    belief = beliefs(score, min(alpha, MOST_BELIEVED))
+    return source_scores(_source_folds(files, view, seed), seed, progress, belief=belief)[1]
+
+
+def _source_folds(files: ScoreFiles, view: int, seed: int) -> Folds:
+    return _folds(
+        files,
+        lambda view: source_inputs(*files.positive_rows_of(view)),
+        lambda view: (source_inputs(*rows) for rows in files.pool_rows(view)),
+        view,
+        seed,
     )
+
+
+def _folds(
+    files: ScoreFiles,
+    positive: Callable[[int], Features],
+    pool: Callable[[int], Iterable[Features]],
+    view: int,
+    seed: int,
+) -> Folds:
+    return make_folds(positive(view), np.array(files.positive_classes), lambda: pool(view), np.random.default_rng(seed))
 
 
 def _found(view: str, test: SourceTest, given: float | None) -> str:
@@ -183,10 +229,11 @@ def _found(view: str, test: SourceTest, given: float | None) -> str:
     return f"the estimated prior {test.prior.alpha:.3f} (upper bound {bound:.3f}; {told})"
 
 
-def _e2(files: ScoreFiles, view: TeacherView, pool: Moments) -> tuple[Score, tuple[str, ...]]:
-    """Rank of the energy of the logits' mean over image and mirror + rank of the relative class Mahalanobis score."""
+def _content(asked: str, files: ScoreFiles, view: TeacherView, pool: Moments) -> tuple[Score, tuple[str, ...]]:
+    """E2, or the content score: energy and relative Mahalanobis scores of the clean view, by rank."""
     first, warnings = _energy_or_confidence(view)
-    return rank_sum(first, _last_tap_score(files, pool)), warnings
+    last_tap, all_taps = _relative_scores(files, pool)
+    return rank_sum(first, last_tap) if asked == "e2" else content_score(first, last_tap, all_taps), warnings
 
 
 def _energy_or_confidence(view: TeacherView) -> tuple[Score, tuple[str, ...]]:
@@ -196,15 +243,18 @@ def _energy_or_confidence(view: TeacherView) -> tuple[Score, tuple[str, ...]]:
     return view.probability.astype(np.float64), (warning,)
 
 
-def _last_tap_score(files: ScoreFiles, pool: Moments) -> Score:
-    columns = slice(-files.last_tap_width, None)
-    labelled = files.positive_features(CLEAN_VIEW)[:, columns]
-    classes = class_gaussians(labelled, np.array(files.positive_classes))
-    background = background_gaussian(
-        Moments(count=pool.count, mean=pool.mean[columns], covariance=pool.covariance[columns, columns])
-    )
-    chunks = files.pool_features(CLEAN_VIEW)
-    return np.concatenate([relative_mahalanobis(chunk[:, columns], classes, background) for chunk in chunks])
+def _relative_scores(files: ScoreFiles, pool: Moments) -> tuple[Score, Score]:
+    """Relative Mahalanobis scores of the last tap and of all taps together, [N] each."""
+    classes = np.array(files.positive_classes)
+    labelled, found = files.positive_features(CLEAN_VIEW), []
+    for columns in (slice(-files.last_tap_width, None), slice(None)):
+        near = class_gaussians(labelled[:, columns], classes)
+        background = background_gaussian(
+            Moments(count=pool.count, mean=pool.mean[columns], covariance=pool.covariance[columns, columns])
+        )
+        chunks = files.pool_features(CLEAN_VIEW)
+        found.append(np.concatenate([relative_mahalanobis(chunk[:, columns], near, background) for chunk in chunks]))
+    return found[0], found[1]
 
 
 def _junk(files: ScoreFiles, pool: Moments) -> NDArray[np.bool_]:

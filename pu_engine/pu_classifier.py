@@ -1,210 +1,127 @@
-"""The PU side: small classifiers of labelled against pool images on the teacher's features.
+"""The source classifier: labelled against pool images, on what the teacher says of them.
 
-Labelled and pool images are cut into two halves; a classifier trained on one half scores the other, so that no
-image is scored by a classifier that saw it. A linear one gives the prior, an MLP with the nnPU risk the order.
+Logistic regression on the features, the sorted logits and the energy, and on smooth random functions of these. The
+pool counts as negative: that shifts its threshold but not its order, and the prior is read off the order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import math
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pu_engine.content_scores import moments
+from pu_engine.content_scores import energy
 from pu_engine.progress import Progress
-from pu_engine.risk import naive_risk, nnpu_risk
+from pu_engine.pu_folds import Folds, Scorer, out_of_fold_scores
+from pu_engine.risk import soft_label_risk
 
-POSITIVE_BATCH, POOL_BATCH = 512, 1024
-HIDDEN_UNITS = 128
-MLP_STEPS, MLP_LEARNING_RATE = 1500, 1e-3
-# P-vs-U for the prior: on mixtures of 0, 5 and 20 % a linear classifier of these settings estimated better than an
-# MLP for 40 to 900 labelled images; more steps changed nothing.
-LINEAR_STEPS, LINEAR_LEARNING_RATE, LINEAR_WEIGHT_DECAY = 500, 1e-2, 0.5
-LEAST_IMAGES = 2  # of the labelled and of the pool: one in each half
-LEAST_PRIOR, MOST_PRIOR = 0.02, 0.95
-# Pool images of one half that are kept in memory for training; the rest are only scored.
-TRAINING_BYTES = 128 * 2**20
-# A channel that is dead on the pool but not on a labelled image would drown all others.
-LARGEST_DEVIATION = 10.0
+MOST_LOGITS = 10  # the largest ones; of a thousand classes the others say little
+SMOOTH_FUNCTIONS = 400
+SMOOTH_SCALE = 0.25  # of a direction: a typical pair of images is a third of a radian apart
+RIDGE = 1e-3  # half of it times the squared weights is added to the risk
+MOST_ROUNDS = 60
+BISECTIONS, WIDEST_SHIFT = 60, 30.0
+# Expanded pool images of one fold that are trained on at a time.
+EXPANDED_BYTES = 128 * 2**20
 
 Features = NDArray[np.float32]
-Scorer = Callable[[Tensor], Tensor]
-Fit = Callable[[Tensor, Tensor, torch.Generator], Scorer]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Halves:
-    """Labelled and pool images in two halves, features standardised by the pool's mean and deviation."""
-
-    positive: Tensor  # [P, D]
-    positive_half: NDArray[np.int8]  # [P], 0 or 1
-    pool_half: NDArray[np.int8]  # [N]
-    training: tuple[Tensor, Tensor]  # pool images of each half to train on
-    pool: Callable[[], Iterable[Tensor]]  # all pool images, in chunks
-
-
-def make_halves(
-    positive: Features,
-    classes: NDArray[np.integer],
-    pool: Callable[[], Iterable[Features]],
-    generator: np.random.Generator,
-) -> Halves:
-    """Cut labelled images (class by class) and pool images into random halves.
+def source_inputs(features: Features, logits: NDArray[np.floating]) -> Features:
+    """What the classifier sees of each image: features, its largest logits in falling order, and the energy.
 
     Args:
-        positive: features of labelled images, [P, D], P >= 2.
-        classes: class of each, [P].
-        pool: gives the pool's features from the start, in chunks [n, D]; at least 2 images.
-        generator: source of the cut.
+        features: [n, D].
+        logits: of image and mirror, [n, 2, K].
 
-    Raises:
-        ValueError: too few images to cut.
+    Returns:
+        [n, D + min(K, 10) + 1].
     """
-    statistics = moments(pool())
-    if min(len(positive), statistics.count) < LEAST_IMAGES:
-        raise ValueError(f"two halves need two images each, got P={len(positive)}, U={statistics.count}")
-    deviation = np.sqrt(statistics.covariance.diagonal())
-    deviation = np.where(deviation > 0, deviation, 1.0)
-
-    def standardised(rows: Features) -> Tensor:
-        values = ((rows - statistics.mean) / deviation).clip(-LARGEST_DEVIATION, LARGEST_DEVIATION)
-        return torch.from_numpy(values.astype(np.float32))
-
-    shuffled = generator.permutation(len(positive))
-    by_class = shuffled[np.argsort(classes[shuffled], kind="stable")]
-    positive_half = np.zeros(len(positive), dtype=np.int8)
-    positive_half[by_class[1::2]] = 1
-    place = generator.permutation(statistics.count)  # of each image in its random order
-    pool_half = (place % 2).astype(np.int8)
-    kept = place // 2 < max(1, TRAINING_BYTES // (4 * positive.shape[1]))
-
-    found: tuple[list[Tensor], list[Tensor]] = ([], [])
-    start = 0
-    for chunk in pool():
-        stop = start + len(chunk)
-        for half in (0, 1):
-            found[half].append(standardised(chunk[kept[start:stop] & (pool_half[start:stop] == half)]))
-        start = stop
-    return Halves(
-        positive=standardised(positive),
-        positive_half=positive_half,
-        pool_half=pool_half,
-        training=(torch.cat(found[0]), torch.cat(found[1])),
-        pool=lambda: (standardised(chunk) for chunk in pool()),
-    )
+    mean = logits.mean(axis=1, dtype=np.float64)
+    largest = -np.sort(-mean, axis=1)[:, :MOST_LOGITS]
+    return np.concatenate([features, largest, energy(logits)[:, None]], axis=1).astype(np.float32)
 
 
-def out_of_fold_scores(halves: Halves, fit: Fit, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Scores of the labelled images [P] and of the pool [N], each by the classifier of the other half."""
-    scorers = []
-    for held_out in (0, 1):
-        labelled = halves.positive[torch.from_numpy(halves.positive_half != held_out)]
-        generator = torch.Generator().manual_seed(2 * seed + held_out)
-        scorers.append(fit(labelled, halves.training[1 - held_out], generator))
-
-    pool_score = np.empty(len(halves.pool_half))
-    start = 0
-    for chunk in halves.pool():
-        stop = start + len(chunk)
-        pool_score[start:stop] = _score_by_half(chunk, halves.pool_half[start:stop], scorers)
-        start = stop
-    return _score_by_half(halves.positive, halves.positive_half, scorers), pool_score
-
-
-def linear_scores(halves: Halves, seed: int, progress: Progress) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Out-of-fold scores of a linear P-vs-U classifier: of the labelled images [P] and of the pool [N]."""
-    count = _StepCount(progress, total=2 * LINEAR_STEPS)
-
-    def fit(positive: Tensor, unlabelled: Tensor, generator: torch.Generator) -> Scorer:
-        weight = torch.zeros(positive.shape[1], requires_grad=True)
-        bias = torch.zeros((), requires_grad=True)
-        optimiser = torch.optim.AdamW([weight, bias], LINEAR_LEARNING_RATE, weight_decay=LINEAR_WEIGHT_DECAY)
-
-        def score(rows: Tensor) -> Tensor:
-            return rows @ weight + bias
-
-        for _ in range(LINEAR_STEPS):
-            _step(optimiser, naive_risk(*_score_batch(score, positive, unlabelled, generator)))
-            count.advance()
-        return score
-
-    return out_of_fold_scores(halves, fit, seed)
-
-
-def pu_scores(
-    halves: Halves, prior: float, seed: int, progress: Progress, *, steps: int = MLP_STEPS
-) -> NDArray[np.float64]:
-    """Out-of-fold scores of an MLP trained with the nnPU risk (sigmoid loss), [N].
+def source_scores(
+    folds: Folds, seed: int, progress: Progress, *, belief: NDArray[np.float64] | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Out-of-fold log-odds of labelled against pool: of the labelled images [P] and of the pool [N].
 
     Args:
-        prior: share of positives in the pool; below 0.02 that is used, above 0.95 that.
+        belief: how far each pool image is taken for a labelled one, [N]; none at first, `beliefs` in a second round.
     """
-    count = _StepCount(progress, total=2 * steps)
-    bounded = min(max(prior, LEAST_PRIOR), MOST_PRIOR)
+    done = 0
 
-    def fit(positive: Tensor, unlabelled: Tensor, generator: torch.Generator) -> Scorer:
-        width = positive.shape[1]
-        hidden, hidden_bias = (
-            _uniform((width, HIDDEN_UNITS), width, generator),
-            _uniform((HIDDEN_UNITS,), width, generator),
-        )
-        last, last_bias = _uniform((HIDDEN_UNITS,), HIDDEN_UNITS, generator), _uniform((), HIDDEN_UNITS, generator)
-        optimiser = torch.optim.Adam([hidden, hidden_bias, last, last_bias], MLP_LEARNING_RATE)
+    def fit(fold: int, generator: torch.Generator) -> Scorer:
+        nonlocal done
+        positive, unlabelled, rows = folds.split(fold)
+        believed = torch.zeros(len(rows)) if belief is None else torch.from_numpy(belief)[rows].float()
+        scorer = fit_logistic(positive, unlabelled, believed, generator)
+        done += 1
+        progress.update(done, folds.count, "classifiers")
+        return scorer
 
-        def score(rows: Tensor) -> Tensor:
-            return torch.relu(rows @ hidden + hidden_bias) @ last + last_bias
-
-        for _ in range(steps):
-            _step(optimiser, nnpu_risk(*_score_batch(score, positive, unlabelled, generator), bounded))
-            count.advance()
-        return score
-
-    return out_of_fold_scores(halves, fit, seed)[1]
+    return out_of_fold_scores(folds, fit, seed)
 
 
-class _StepCount:
-    """Reports the steps of both halves as one count."""
+def beliefs(score: NDArray[np.float64], prior: float) -> NDArray[np.float64]:
+    """Log-odds turned into probabilities whose mean is the prior, by one shift of all, [N].
 
-    def __init__(self, progress: Progress, *, total: int) -> None:
-        self._progress = progress
-        self._done, self._total = 0, total
-
-    def advance(self) -> None:
-        self._done += 1
-        self._progress.update(self._done, self._total, "steps")
-
-
-def _score_batch(
-    score: Scorer, positive: Tensor, unlabelled: Tensor, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Scores of a random batch: labelled [512] and pool images [1024], each drawn with replacement."""
-    rows = torch.cat(
-        [
-            positive[torch.randint(len(positive), (POSITIVE_BATCH,), generator=generator)],
-            unlabelled[torch.randint(len(unlabelled), (POOL_BATCH,), generator=generator)],
-        ]
-    )
-    scored = score(rows)
-    return scored[:POSITIVE_BATCH], scored[POSITIVE_BATCH:]
+    Args:
+        score: [N], finite.
+        prior: share of positives, 0 < prior < 1.
+    """
+    low, high = -float(score.max()) - WIDEST_SHIFT, -float(score.min()) + WIDEST_SHIFT
+    for _ in range(BISECTIONS):
+        shift = (low + high) / 2
+        low, high = (shift, high) if _sigmoid(score + shift).mean() < prior else (low, shift)
+    return _sigmoid(score + (low + high) / 2)
 
 
-def _step(optimiser: torch.optim.Optimizer, risk: Tensor) -> None:
-    optimiser.zero_grad(set_to_none=True)
-    risk.backward()  # type: ignore[no-untyped-call]
-    optimiser.step()
+def fit_logistic(
+    positive: Tensor, unlabelled: Tensor, belief: Tensor, generator: torch.Generator, *,
+    functions: int = SMOOTH_FUNCTIONS, ridge: float = RIDGE,
+) -> Scorer:  # fmt: skip
+    """A classifier that is linear in the inputs and in `functions` random cosines of them, trained to convergence.
+
+    Source of the cosines: Rahimi, Recht 2007.
+
+    Args:
+        positive, unlabelled: standardised inputs, [P, D] and [U, D].
+        belief: how far a pool image counts as positive, [U].
+        functions: 0 leaves the classifier linear.
+        ridge: strength of the penalty on the weights.
+    """
+    width = positive.shape[1]
+    directions = torch.randn(width, functions, generator=generator) * (SMOOTH_SCALE / math.sqrt(width))
+    phases = torch.rand(functions, generator=generator) * (2.0 * math.pi)
+
+    def expanded(rows: Tensor) -> Tensor:
+        return torch.cat([rows, torch.cos(rows @ directions + phases) * math.sqrt(2.0)], dim=1)
+
+    most = max(1, EXPANDED_BYTES // (4 * (width + functions)))
+    if len(unlabelled) > most:
+        drawn = torch.randperm(len(unlabelled), generator=generator)[:most]
+        unlabelled, belief = unlabelled[drawn], belief[drawn]
+    labelled, pool = expanded(positive), expanded(unlabelled)
+    weight = torch.zeros(labelled.shape[1], requires_grad=True)
+    bias = torch.zeros((), requires_grad=True)
+    optimiser = torch.optim.LBFGS([weight, bias], max_iter=MOST_ROUNDS, line_search_fn="strong_wolfe")
+
+    def risk() -> Tensor:
+        optimiser.zero_grad()
+        value = soft_label_risk(labelled @ weight + bias, pool @ weight + bias, belief)
+        value = value + ridge / 2 * weight.square().sum()
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimiser.step(risk)  # type: ignore[no-untyped-call]
+    trained, offset = weight.detach(), bias.detach()
+    return lambda rows: expanded(rows) @ trained + offset
 
 
-def _uniform(shape: tuple[int, ...], inputs: int, generator: torch.Generator) -> Tensor:
-    """Initial parameters of a layer with so many inputs, U(-1/sqrt(inputs), 1/sqrt(inputs))."""
-    bound = inputs**-0.5
-    return torch.empty(shape).uniform_(-bound, bound, generator=generator).requires_grad_()
-
-
-@torch.no_grad()
-def _score_by_half(rows: Tensor, half: NDArray[np.int8], scorers: list[Scorer]) -> NDArray[np.float64]:
-    second = torch.from_numpy(half == 1)
-    return torch.where(second, scorers[1](rows), scorers[0](rows)).double().numpy()
+def _sigmoid(score: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(0.5 * (1.0 + np.tanh(score / 2)), dtype=np.float64)

@@ -130,7 +130,16 @@ def prior_sentence(selection: Mapping[str, Any]) -> str:
     if selection["prior"] is None:
         return "The share of positives in the pool was not estimated."
     how = "as given" if selection["prior_given"] else "estimated"
-    return f"Share of the pool that looks like the source of the labelled images, {how}: {percent(selection['prior'])}."
+    text = f"Share of the pool that looks like the source of the labelled images, {how}: {percent(selection['prior'])}"
+    if selection["prior_low"] is not None:
+        text += f" (95 % interval {percent(selection['prior_low'])} to {percent(selection['prior_high'])})"
+    if selection["precision"] is None:
+        return text + "."
+    between = f"{percent(selection['precision_low'])} to {percent(selection['precision_high'])}"
+    return (
+        f"{text}. Of the picked images {percent(selection['precision'])} are expected to be of it ({between}); "
+        f"they are {percent(selection['recall'])} of all such images in the pool."
+    )
 
 
 def device_words(name: str, target: str, form: str, details: Mapping[str, str]) -> str:

@@ -156,6 +156,28 @@ def answer_entropy(scores: Tensor) -> Tensor:
     return -(answer * F.logsigmoid(scores) + (1.0 - answer) * F.logsigmoid(-scores)).mean()
 
 
+def soft_label_risk(positive: Tensor, unlabelled: Tensor, belief: Tensor) -> Tensor:
+    """Logistic risk of labelled images, and of pool images that are positive by a belief: self-training.
+
+    A pool image counts `belief` among the positives and 1 - `belief` among the negatives; both groups weigh a half.
+    With no belief at all it is `naive_risk`.
+
+    Args:
+        positive, unlabelled: scores, [P] and [U], both >= 1.
+        belief: 0 to 1, [U], not all of them 1.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: an empty group.
+    """
+    _check_groups(positive, unlabelled)
+    taken = F.softplus(-positive).sum() + (belief * F.softplus(-unlabelled)).sum()
+    left = ((1.0 - belief) * F.softplus(unlabelled)).sum()
+    return (taken / (positive.numel() + belief.sum()) + left / (1.0 - belief).sum()) / 2
+
+
 def cvir_kept(unlabelled: Tensor, prior: float) -> Tensor:
     """Pool images that conditional value ignoring risk trains on: all but the floor(prior U) of the highest scores.
 

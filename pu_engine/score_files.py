@@ -51,19 +51,37 @@ class ScoreFiles:
 
     def pool_features(self, view: int) -> Iterator[Array]:
         """Features of one view, chunks [n, D] in pool order."""
-        if not self.scores.taps:
-            yield from (chunk.mean(axis=1) for chunk in self.pool_logits())
-            return
+        return (features for features, _ in self.pool_rows(view))
+
+    def pool_rows(self, view: int) -> Iterator[tuple[Array, Array]]:
+        """Features of one view [n, D] with the logits of image and mirror [n, 2, K], chunks in pool order."""
         for shard in self.scores.shards:
-            yield from _chunks(np.load(features_path(self.folder, shard), mmap_mode="r")[:, view])
+            yield from self._rows(shard, view)
 
     def positive_features(self, view: int) -> Array:
         """Features of the positives, [P, D]."""
+        return self.positive_rows_of(view)[0]
+
+    def positive_rows_of(self, view: int) -> tuple[Array, Array]:
+        """Features [P, D] and logits [P, 2, K] of the positives."""
         rows = list(self.positive_rows)
+        logits = np.asarray(np.load(logits_path(self.folder, LABELLED), mmap_mode="r")[rows], dtype=np.float32)
         if not self.scores.taps:
-            return np.asarray(np.load(logits_path(self.folder, LABELLED), mmap_mode="r")[rows].mean(axis=1))
+            return logits.mean(axis=1), logits
         features = np.load(features_path(self.folder, LABELLED), mmap_mode="r")
-        return np.asarray(features[rows, view], dtype=np.float32)
+        return np.asarray(features[rows, view], dtype=np.float32), logits
+
+    def _rows(self, shard: str, view: int) -> Iterator[tuple[Array, Array]]:
+        logits = np.load(logits_path(self.folder, shard), mmap_mode="r")
+        if not self.scores.taps:
+            yield from ((chunk.mean(axis=1), chunk) for chunk in _chunks(logits))
+            return
+        features = np.load(features_path(self.folder, shard), mmap_mode="r")[:, view]
+        start = 0
+        for chunk in _chunks(features):
+            stop = start + len(chunk)
+            yield chunk, np.asarray(logits[start:stop], dtype=np.float32)
+            start = stop
 
 
 def open_score_files(intake: Path, scoring: Path) -> ScoreFiles:

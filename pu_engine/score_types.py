@@ -46,9 +46,9 @@ class Scores:
     """The teacher on every pool image and labelled image.
 
     Files, one set a shard (`shard-00000`) and one for the labelled images (`labelled`):
-    `<name>.logits.npy` [n, 2, K] float32 (image, mirror) and `<name>.features.npy` [n, V, D] float16
-    (views: clean, then matched where there is one). Rows are in index order. In int8 the logits order and pick; what
-    a student learns from is computed in fp32 by gathering.
+    `<name>.logits.npy` [n, 2, K] float32 (image, mirror) and `<name>.features.npy` [n, V, D] float16 (views: clean,
+    the mean over image and mirror; then matched, of the image alone, where there is one). Rows are in index order. In
+    int8 the logits order and pick; what a student learns from is computed in fp32 by gathering.
     """
 
     shards: tuple[str, ...]

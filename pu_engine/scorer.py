@@ -67,7 +67,8 @@ class Scorer:
             labelled: these images show the matched view themselves.
 
         Returns:
-            Logits [n, 2, K] float32 of image and mirror; features [n, V, D] float16, beyond its range clipped.
+            Logits [n, 2, K] float32 of image and mirror; features [n, V, D] float16, beyond its range clipped: of the
+            clean view the mean over image and mirror, which costs nothing more.
 
         Raises:
             EngineError: IMAGE_REJECTED, MODEL_NONFINITE.
@@ -84,21 +85,22 @@ class Scorer:
         """`score` of images that `pixels` decoded."""
         values = model_input(clean, self.teacher.preprocessing)
         logits, features = self._run(values)
-        mirrored, _ = self._run(mirrored_input(values, self.teacher.preprocessing))
-        views = [features]
+        mirrored, mirrored_features = self._run(mirrored_input(values, self.teacher.preprocessing))
+        views = [np.asarray((features + mirrored_features) / 2, np.float32)]
         if self.matched is not None and labelled:
             views.append(features)
         elif self.matched is not None:
             quality, chroma = self.matched.quality, self.matched.chroma
             matched = np.stack([reencode(image, quality, chroma) for image in clean])
             views.append(self._run(model_input(matched, self.teacher.preprocessing))[1])
-        return np.stack([logits, mirrored], axis=1), np.stack(views, axis=1)
+        stacked = np.stack(views, axis=1).clip(-LARGEST_FEATURE, LARGEST_FEATURE).astype(np.float16)
+        return np.stack([logits, mirrored], axis=1), stacked
 
     def logits(self, clean: Pixels) -> NDArray[np.float32]:
         """Logits [n, K] of up to `batch` images at the teacher's size, without their mirrors."""
         return self._run(model_input(clean, self.teacher.preprocessing))[0]
 
-    def _run(self, values: NDArray[np.generic]) -> tuple[NDArray[np.float32], NDArray[np.float16]]:
+    def _run(self, values: NDArray[np.generic]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Logits [n, K] and features [n, D] of n images' input tensor."""
         count = len(values)
         # TensorRT would build another engine for another shape.
@@ -115,7 +117,7 @@ class Scorer:
                 "The teacher gives infinite values or NaN for some images.",
                 "Check the model's weights; models in half precision may overflow.",
             )
-        return logits, features.clip(-LARGEST_FEATURE, LARGEST_FEATURE).astype(np.float16)
+        return logits, features
 
 
 def batch_size(teacher: Teacher, provider: str) -> int:

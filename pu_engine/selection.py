@@ -16,9 +16,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pu_engine.errors import EngineError
+from pu_engine.pick_estimate import PickEstimate, pick_estimate
 from pu_engine.pick_weights import pick_weights
 from pu_engine.pool import open_pool
 from pu_engine.pool_order import SCORES, PoolOrder, TeacherView, order_pool, teacher_view
+from pu_engine.prior import PriorInterval
 from pu_engine.progress import Progress
 from pu_engine.quota import class_quotas, pick_above, pick_balanced, pick_top
 from pu_engine.results import load
@@ -97,6 +99,7 @@ def run(inputs: SelectionInputs, out: Path, progress: Progress) -> Selection:
         pick_weights(order.score, picks.picked, whole),
     )
     write_selection(out / FILE, keys, order, view, weights=weights, reason=reason)
+    expected = _expected(order, picks.picked)
     warnings = [
         *order.warnings,
         *held_out_warnings(held_out),
@@ -116,6 +119,12 @@ def run(inputs: SelectionInputs, out: Path, progress: Progress) -> Selection:
         class_counts=tuple(np.bincount(view.classes[picks.picked], minlength=teacher.classes).tolist()),
         class_available=tuple(np.bincount(view.classes, minlength=teacher.classes).tolist()),
         prior_bound=order.evidence.prior.bound if order.evidence else None,
+        prior_low=order.interval.low if order.interval else None,
+        prior_high=order.interval.high if order.interval else None,
+        precision=expected.precision if expected else None,
+        precision_low=expected.precision_low if expected else None,
+        precision_high=expected.precision_high if expected else None,
+        recall=expected.recall if expected else None,
         separated=order.evidence.separated if order.evidence else None,
         warnings=tuple(warnings),
     )
@@ -282,6 +291,14 @@ def _check_scored(images: int, scored: int) -> None:
             f"The pool has {images} good images, its scores {scored}.",
             "Run the job again from scoring.",
         )
+
+
+def _expected(order: PoolOrder, picked: NDArray[np.bool_]) -> PickEstimate | None:
+    """What the picks are expected to hold, where the pool was ordered by the source classifier."""
+    if order.name != "pu" or order.prior is None:
+        return None
+    interval = order.interval or PriorInterval(low=order.prior, high=order.prior)
+    return pick_estimate(order.score, picked, order.prior, interval)
 
 
 def _check_rich_enough(images: int, classes: int, what: str) -> None:

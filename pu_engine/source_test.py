@@ -19,8 +19,8 @@ from pu_engine.prior import PriorEstimate, best_bin_estimate
 # Below it no part of the pool looks like the labelled images' own source.
 GATE_PRIOR = 0.02
 # Few labelled images or weak features push the estimate up, and its bound with it. Without any image of the source it
-# was at most .39 of the bound (three teachers, 20 to 100 labelled images a class), with a fifth of them at least .55.
-GATE_SHARE_OF_BOUND = 0.45
+# was at most .30 of the bound (three teachers, 20 and 100 labelled images a class), with a fifth of them at least .56.
+GATE_SHARE_OF_BOUND = 0.4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

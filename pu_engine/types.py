@@ -162,7 +162,7 @@ class LabelledEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectionOptions:
-    score: str = "auto"  # auto | e2 | pu | energy | relative_mahalanobis | confidence | random
+    score: str = "auto"  # one of pool_order.SCORES
     rule: str = "balanced"  # balanced | top | threshold
     count: int | None = None  # None: grows with the training budget
     threshold: float | None = None  # quantile of the score, for the threshold rule
@@ -200,6 +200,14 @@ class Selection:
     # a pool image.
     prior_bound: float | None = None
     separated: float | None = None
+    # Of the estimated prior, and what it makes of the picks: the share of positives among them, and the share of the
+    # pool's positives that they are. Only the source classifier's order says so.
+    prior_low: float | None = None
+    prior_high: float | None = None
+    precision: float | None = None
+    precision_low: float | None = None
+    precision_high: float | None = None
+    recall: float | None = None
     warnings: tuple[str, ...] = ()
 
 

@@ -28,6 +28,8 @@ SCORES = {
     options_pb2.SCORE_RELATIVE_MAHALANOBIS: "relative_mahalanobis",
     options_pb2.SCORE_CONFIDENCE: "confidence",
     options_pb2.SCORE_RANDOM: "random",
+    options_pb2.SCORE_CONTENT: "content",
+    options_pb2.SCORE_PAPER: "paper",
 }
 RULES = {
     options_pb2.SELECTION_RULE_BALANCED: "balanced",

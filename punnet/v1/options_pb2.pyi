@@ -106,13 +106,13 @@ class _Score:
 class _ScoreEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Score.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     SCORE_UNSPECIFIED: _Score.ValueType  # 0
-    """`auto`: PU where the pool holds images of the user's own source, else E2."""
+    """`auto`: PU where the pool holds images of the user's own source, else content."""
     SCORE_AUTO: _Score.ValueType  # 1
-    """Chosen from the data: PU or E2."""
+    """Chosen from the data: PU or content."""
     SCORE_E2: _Score.ValueType  # 2
     """Energy plus relative Mahalanobis, by rank."""
     SCORE_PU: _Score.ValueType  # 3
-    """A PU classifier (nnPU) on the teacher's features."""
+    """A classifier of labelled against pool images on the teacher's features and logits."""
     SCORE_ENERGY: _Score.ValueType  # 4
     """Log-sum-exp of the teacher's logits."""
     SCORE_RELATIVE_MAHALANOBIS: _Score.ValueType  # 5
@@ -121,18 +121,22 @@ class _ScoreEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Score.ValueType
     """Largest softmax probability."""
     SCORE_RANDOM: _Score.ValueType  # 7
     """A seeded shuffle."""
+    SCORE_CONTENT: _Score.ValueType  # 8
+    """E2 in which the energy counts as far as the features bear it out."""
+    SCORE_PAPER: _Score.ValueType  # 9
+    """The published PU classifier: an attention head with the nnPU risk on frozen taps."""
 
 class Score(_Score, metaclass=_ScoreEnumTypeWrapper):
     """Which score orders the pool."""
 
 SCORE_UNSPECIFIED: Score.ValueType  # 0
-"""`auto`: PU where the pool holds images of the user's own source, else E2."""
+"""`auto`: PU where the pool holds images of the user's own source, else content."""
 SCORE_AUTO: Score.ValueType  # 1
-"""Chosen from the data: PU or E2."""
+"""Chosen from the data: PU or content."""
 SCORE_E2: Score.ValueType  # 2
 """Energy plus relative Mahalanobis, by rank."""
 SCORE_PU: Score.ValueType  # 3
-"""A PU classifier (nnPU) on the teacher's features."""
+"""A classifier of labelled against pool images on the teacher's features and logits."""
 SCORE_ENERGY: Score.ValueType  # 4
 """Log-sum-exp of the teacher's logits."""
 SCORE_RELATIVE_MAHALANOBIS: Score.ValueType  # 5
@@ -141,6 +145,10 @@ SCORE_CONFIDENCE: Score.ValueType  # 6
 """Largest softmax probability."""
 SCORE_RANDOM: Score.ValueType  # 7
 """A seeded shuffle."""
+SCORE_CONTENT: Score.ValueType  # 8
+"""E2 in which the energy counts as far as the features bear it out."""
+SCORE_PAPER: Score.ValueType  # 9
+"""The published PU classifier: an attention head with the nnPU risk on frozen taps."""
 Global___Score: _TypeAlias = Score  # noqa: Y015
 
 class _SelectionRule:

@@ -11,8 +11,11 @@ from pu_engine.content_scores import (
     background_gaussian,
     class_gaussians,
     confidence,
+    content_score,
     energy,
+    margin,
     moments,
+    rank_correlation,
     rank_sum,
     ranks,
     relative_mahalanobis,
@@ -33,6 +36,10 @@ def test_energy_of_large_logits_does_not_overflow() -> None:
 def test_confidence_is_the_largest_probability() -> None:
     logits = np.log(np.array([[[0.7, 0.2, 0.1], [0.7, 0.2, 0.1]]]))
     assert confidence(logits) == pytest.approx(0.7)
+
+
+def test_margin_is_the_lead_of_the_largest_logit() -> None:
+    assert margin(np.array([[[4.0, 1.0, 2.0], [2.0, 1.0, 0.0]], [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]])).tolist() == [2, 0]
 
 
 def test_streamed_moments_equal_those_of_the_whole() -> None:
@@ -135,6 +142,43 @@ def test_a_rank_sum_ignores_the_scale_of_each_score() -> None:
 def test_a_constant_score_changes_no_order() -> None:
     score = np.array([0.4, 0.1, 0.9])
     assert np.argsort(rank_sum(score, np.zeros(3))).tolist() == np.argsort(score).tolist()
+
+
+def test_orders_that_agree_correlate_whatever_their_scale() -> None:
+    score = np.array([0.4, 0.1, 0.9, 0.2])
+    assert rank_correlation(score, np.exp(5 * score)) == pytest.approx(1.0)
+    assert rank_correlation(score, -score) == pytest.approx(-1.0)
+    assert rank_correlation(np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 2.0, 4.0, 3.0])) == pytest.approx(0.8)
+
+
+def test_a_constant_score_agrees_with_nothing() -> None:
+    assert rank_correlation(np.arange(5.0), np.ones(5)) == 0.0
+
+
+def test_a_correlation_of_different_images_is_refused() -> None:
+    with pytest.raises(ValueError, match="3 and 2"):
+        rank_correlation(np.arange(3.0), np.arange(2.0))
+
+
+def test_an_energy_that_agrees_with_the_features_counts_in_full() -> None:
+    energies, last, everything = np.array([4.0, 3.0, 2.0, 1.0]), np.array([2.0, 4.0, 1.0, 3.0]), np.arange(4.0)[::-1]
+    np.testing.assert_allclose(content_score(energies, last, everything), rank_sum(energies, last))
+
+
+def test_an_energy_that_contradicts_the_features_has_no_say() -> None:
+    energies, last, everything = np.arange(4.0), np.array([2.0, 4.0, 1.0, 3.0]), np.arange(4.0)[::-1]
+    np.testing.assert_allclose(content_score(energies, last, everything), rank_sum(last, everything))
+
+
+def test_an_energy_in_doubt_counts_by_how_far_it_agrees() -> None:
+    generator = np.random.default_rng(0)
+    everything = generator.normal(size=4000)
+    energies = 0.16 * everything + generator.normal(size=4000)
+    last = generator.normal(size=4000)
+    trust = rank_correlation(energies, everything) / 0.3
+    assert 0.3 < trust < 0.7
+    expected = ranks(last) + trust * ranks(energies) + (1 - trust) * ranks(everything)
+    np.testing.assert_allclose(content_score(energies, last, everything), expected)
 
 
 def test_separation_counts_pairs_and_halves_ties() -> None:

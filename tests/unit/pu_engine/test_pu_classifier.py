@@ -7,9 +7,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from pu_engine.content_scores import separation
 from pu_engine.prior import best_bin_estimate
 from pu_engine.progress import SilentProgress
-from pu_engine.pu_classifier import Halves, linear_scores, make_halves, out_of_fold_scores, pu_scores
+from pu_engine.pu_classifier import beliefs, fit_logistic, source_inputs, source_scores
+from pu_engine.pu_folds import Folds, make_folds
 
 WIDTH = 16
 Rows = NDArray[np.float32]
@@ -17,7 +19,7 @@ Rows = NDArray[np.float32]
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    torch.set_num_threads(1)  # as the stage does: two threads on layers this small wait for each other
+    torch.set_num_threads(1)  # as the stage does
 
 
 def source(generator: np.random.Generator, count: int) -> Rows:
@@ -29,8 +31,8 @@ def others(generator: np.random.Generator, count: int) -> Rows:
     return generator.normal(size=(count, WIDTH)).astype(np.float32)
 
 
-def halves_of(positive: Rows, pool: Rows, *, seed: int = 0, chunk: int = 1000) -> Halves:
-    return make_halves(
+def folds_of(positive: Rows, pool: Rows, *, seed: int = 0, chunk: int = 1000) -> Folds:
+    return make_folds(
         positive,
         np.arange(len(positive)) % 2,
         lambda: (pool[i : i + chunk] for i in range(0, len(pool), chunk)),
@@ -38,107 +40,102 @@ def halves_of(positive: Rows, pool: Rows, *, seed: int = 0, chunk: int = 1000) -
     )
 
 
-def mixture(share: float, positives: int = 400, images: int = 6000) -> tuple[Halves, NDArray[np.bool_]]:
+def mixture(share: float, positives: int = 300, images: int = 2500) -> tuple[Folds, NDArray[np.bool_]]:
     generator = np.random.default_rng(7)
     truth = np.arange(images) < share * images
     pool = np.concatenate([source(generator, int(truth.sum())), others(generator, int((~truth).sum()))])
-    return halves_of(source(generator, positives), pool), truth
+    return folds_of(source(generator, positives), pool), truth
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5])
-def test_the_prior_of_a_mixture_is_estimated(share: float) -> None:
-    halves, _ = mixture(share)
-    assert best_bin_estimate(*linear_scores(halves, 0, SilentProgress())).alpha == pytest.approx(share, abs=0.03)
+def test_the_prior_of_a_mixture_is_estimated_and_its_images_come_first(share: float) -> None:
+    folds, truth = mixture(share)
+    labelled, pool = source_scores(folds, 0, SilentProgress())
+    assert best_bin_estimate(labelled, pool).alpha == pytest.approx(share, abs=0.04)
+    assert truth[np.argsort(-pool)[: truth.sum()]].mean() > 0.9
 
 
 def test_the_prior_of_a_disjoint_source_is_near_zero() -> None:
-    halves, _ = mixture(0.0)
-    assert best_bin_estimate(*linear_scores(halves, 0, SilentProgress())).alpha < 0.02
+    folds, _ = mixture(0.0)
+    assert best_bin_estimate(*source_scores(folds, 0, SilentProgress())).alpha < 0.02
 
 
-def test_images_of_the_source_come_first() -> None:
-    halves, truth = mixture(0.2)
-    score = pu_scores(halves, 0.2, 0, SilentProgress(), steps=200)
-    best = np.argsort(-score)[: truth.sum()]
-    assert truth[best].mean() > 0.9
+def test_smooth_functions_find_a_source_that_surrounds_the_others() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inner, outer = torch.randn(2000, 4, generator=generator), torch.randn(2000, 4, generator=generator)
+    outer = 3.0 * outer / outer.norm(dim=1, keepdim=True)
+    found = []
+    for functions in (0, 200):
+        scorer = fit_logistic(outer[:1000], inner[:1000], torch.zeros(1000), generator, functions=functions)
+        found.append(separation(scorer(outer[1000:]).double().numpy(), scorer(inner[1000:]).double().numpy()))
+    assert found[0] < 0.6
+    assert found[1] > 0.9
 
 
-def test_every_image_is_scored_by_the_half_that_did_not_train_on_it() -> None:
-    generator = np.random.default_rng(0)
-    halves = halves_of(source(generator, 10), others(generator, 50))
-    trained: list[set[bytes]] = []
-
-    def fit(positive, unlabelled, _generator):  # type: ignore[no-untyped-def]
-        trained.append({row.numpy().tobytes() for row in (*positive, *unlabelled)})
-        return lambda rows: rows[:, 0] * 0 + len(trained) - 1  # which classifier scored
-
-    seen: list[NDArray[np.float64]] = list(out_of_fold_scores(halves, fit, 0))
-    pool = [row.numpy().tobytes() for chunk in halves.pool() for row in chunk]
-    labelled = [row.numpy().tobytes() for row in halves.positive]
-    for half in (0, 1):
-        assert not trained[half] & {row for row, h in zip(pool, halves.pool_half, strict=True) if h == half}
-        assert not trained[half] & {row for row, h in zip(labelled, halves.positive_half, strict=True) if h == half}
-    assert trained[0] | trained[1] == set(pool) | set(labelled)
-    assert len(seen[0]) == 10
-    assert len(seen[1]) == 50
+def test_inputs_are_features_largest_logits_in_order_and_energy() -> None:
+    logits = np.array([[[1.0, 5.0, 2.0], [1.0, 3.0, 2.0]]])
+    row = source_inputs(np.array([[7.0, 8.0]], np.float32), logits)[0]
+    assert row[:5].tolist() == [7.0, 8.0, 4.0, 2.0, 1.0]
+    assert row[5] == pytest.approx(np.log(np.exp([4.0, 2.0, 1.0]).sum()))
+    assert source_inputs(np.zeros((3, 2), np.float32), np.zeros((3, 2, 1000))).shape == (3, 2 + 10 + 1)
 
 
-def test_each_half_sees_every_class() -> None:
-    generator = np.random.default_rng(0)
-    halves = halves_of(source(generator, 8), others(generator, 50))
-    classes = np.arange(8) % 2
-    for half in (0, 1):
-        assert np.bincount(classes[halves.positive_half == half]).tolist() == [2, 2]
+def test_the_penalty_bounds_a_separable_problem() -> None:
+    positive, pool = torch.ones(10, 3), -torch.ones(10, 3)
+    scorer = fit_logistic(positive, pool, torch.zeros(10), torch.Generator().manual_seed(0), functions=0)
+    assert 1.0 < float(scorer(positive)[0]) < 20.0
 
 
-def test_features_are_standardised_by_the_pool() -> None:
-    generator = np.random.default_rng(0)
-    halves = halves_of(source(generator, 8), others(generator, 900) * 50 + 300)
-    pool = np.concatenate([chunk.numpy() for chunk in halves.pool()])
-    np.testing.assert_allclose(pool.mean(axis=0), 0, atol=1e-4)
-    np.testing.assert_allclose(pool.std(axis=0), 1, atol=1e-4)
+def test_training_takes_a_drawn_part_of_a_pool_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pu_engine.pu_classifier.EXPANDED_BYTES", 4 * 1 * 100)
+    pool = torch.linspace(-3, 3, 4001)[:, None]
+    scorer = fit_logistic(
+        torch.full((50, 1), 3.0), pool, torch.zeros(4001), torch.Generator().manual_seed(0), functions=0
+    )
+    middle = float(scorer(torch.zeros(1, 1))[0])
+    assert middle < 0  # the first 100 images alone, all about -3, would leave it near 0
+
+
+def test_a_second_round_finds_more_where_few_images_are_labelled() -> None:
+    found = []
+    for seed in range(2):
+        generator = np.random.default_rng(seed)
+        truth = np.arange(1500) < 300
+        pool = np.concatenate([source(generator, 300), others(generator, 1200)])
+        folds = folds_of(source(generator, 30), pool, seed=seed)
+        first = source_scores(folds, seed, SilentProgress())[1]
+        second = source_scores(folds, seed, SilentProgress(), belief=beliefs(first, 0.2))[1]
+        found.append([separation(score[truth], score[~truth]) for score in (first, second)])
+    first_mean, second_mean = np.mean(found, axis=0)
+    assert second_mean > first_mean
+
+
+@pytest.mark.parametrize("prior", [0.02, 0.3, 0.9])
+def test_beliefs_have_the_prior_as_mean_and_keep_the_order(prior: float) -> None:
+    score = np.random.default_rng(0).normal(size=500) * 8
+    found = beliefs(score, prior)
+    assert found.mean() == pytest.approx(prior, abs=1e-6)
+    assert (np.diff(found[np.argsort(score)]) >= 0).all()
+    assert np.isfinite(beliefs(np.zeros(4), prior)).all()
 
 
 def test_chunks_do_not_change_the_scores() -> None:
     generator = np.random.default_rng(1)
     positive, pool = source(generator, 40), others(generator, 600)
-    small = pu_scores(halves_of(positive, pool, chunk=77), 0.1, 3, SilentProgress(), steps=5)
-    whole = pu_scores(halves_of(positive, pool, chunk=600), 0.1, 3, SilentProgress(), steps=5)
-    np.testing.assert_allclose(small, whole, rtol=1e-4, atol=1e-5)
+    small = source_scores(folds_of(positive, pool, chunk=77), 3, SilentProgress())[1]
+    whole = source_scores(folds_of(positive, pool, chunk=600), 3, SilentProgress())[1]
+    np.testing.assert_allclose(small, whole, rtol=1e-3, atol=1e-3)
 
 
 def test_a_repeated_run_gives_equal_scores_and_another_seed_others() -> None:
     generator = np.random.default_rng(1)
     positive, pool = source(generator, 40), others(generator, 600)
-    scores = [
-        pu_scores(halves_of(positive, pool, seed=s), 0.1, s, SilentProgress(), steps=5).tolist() for s in (3, 3, 4)
-    ]
+    scores = [source_scores(folds_of(positive, pool, seed=s), s, SilentProgress())[1].tolist() for s in (3, 3, 4)]
     assert scores[0] == scores[1] != scores[2]
 
 
 def test_degenerate_features_and_two_labelled_images_stay_finite() -> None:
     constant = np.full((30, 4), 2.0, dtype=np.float32)
-    halves = halves_of(constant[:2], constant)
-    assert np.isfinite(best_bin_estimate(*linear_scores(halves, 0, SilentProgress())).alpha)
-    assert np.isfinite(pu_scores(halves, 0.0, 0, SilentProgress(), steps=5)).all()
-
-
-def test_a_channel_that_is_dead_on_the_pool_cannot_drown_the_others() -> None:
-    generator = np.random.default_rng(2)
-    positive, pool = source(generator, 20), others(generator, 200)
-    pool[:, 0] = 0.0
-    pool[0, 0] = 1e-4
-    positive[:, 0] = 1e4
-    assert float(halves_of(positive, pool).positive.abs().max()) <= 10.0
-
-
-def test_training_keeps_a_bounded_part_of_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pu_engine.pu_classifier.TRAINING_BYTES", 4 * WIDTH * 25)
-    generator = np.random.default_rng(2)
-    halves = halves_of(source(generator, 20), others(generator, 200))
-    assert [len(part) for part in halves.training] == [25, 25]
-
-
-def test_too_few_images_to_cut_raise() -> None:
-    with pytest.raises(ValueError, match="P=1"):
-        halves_of(np.ones((1, 3), np.float32), np.ones((9, 3), np.float32))
+    labelled, pool = source_scores(folds_of(constant[:2], constant), 0, SilentProgress())
+    assert np.isfinite(pool).all()
+    assert np.isfinite(best_bin_estimate(labelled, pool).alpha)

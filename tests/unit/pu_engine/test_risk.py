@@ -15,6 +15,7 @@ from pu_engine.risk import (
     dist_pu_risk,
     naive_risk,
     nnpu_risk,
+    soft_label_risk,
     surrogate_loss,
     upu_risk,
     vpu_regulariser,
@@ -194,6 +195,23 @@ def test_answers_that_are_sure_have_no_entropy_and_a_finite_gradient() -> None:
     answer_entropy(scores).backward()  # type: ignore[no-untyped-call]
     assert answer_entropy(scores).item() == pytest.approx(0.0, abs=1e-7)
     assert torch.isfinite(scores.grad).all()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("case", [A, B])
+def test_without_belief_soft_labels_are_the_naive_risk(case: Case) -> None:
+    positive, unlabelled, _ = tensors(case)
+    assert soft_label_risk(positive, unlabelled, torch.zeros(4)).item() == pytest.approx(
+        naive_risk(positive, unlabelled).item(), abs=1e-12
+    )
+
+
+def test_a_believed_pool_image_counts_as_a_labelled_one() -> None:
+    labelled, pool = torch.tensor([1.0, -0.5]), torch.tensor([2.0, -1.0, 0.5])
+    believed = soft_label_risk(labelled, pool, torch.tensor([1.0, 0.0, 0.0]))
+    assert believed.item() == pytest.approx(naive_risk(torch.tensor([1.0, -0.5, 2.0]), pool[1:]).item())
+    half = soft_label_risk(torch.tensor([1.0]), torch.tensor([2.0, -1.0]), torch.tensor([0.5, 0.0]))
+    # (ln(1+e^-1) + .5 ln(1+e^-2)) / 1.5 and (.5 ln(1+e^2) + ln(1+e^-1)) / 1.5, halved
+    assert half.item() == pytest.approx((0.37672499 / 1.5 + 1.37672576 / 1.5) / 2, abs=1e-6)
 
 
 POOL_ANSWERS = torch.tensor([0.97, 0.85, 0.5, 0.4, 0.35, 0.2, 0.15, 0.1, 0.05, 0.02], dtype=torch.float64)

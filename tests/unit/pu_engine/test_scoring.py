@@ -20,7 +20,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pu_engine import images, scorer, scoring
+from pu_engine import images, labelled, scorer, scoring
 from pu_engine.errors import EngineError
 from pu_engine.jsonform import to_json
 from pu_engine.pool import open_pool
@@ -95,6 +95,10 @@ def pool_pixels(inputs: ScoringInputs) -> NDArray[np.uint8]:
     return np.stack([images.decode_resized(d, SIDE, SIDE, 3) for d in data])
 
 
+def labelled_pixels(inputs: ScoringInputs) -> NDArray[np.uint8]:
+    return np.stack([images.decode_resized(i.data, SIDE, SIDE, 3) for i in labelled.read(inputs.images)])
+
+
 def all_rows(out: Path, kind: str) -> NDArray[np.float32]:
     return np.concatenate([np.load(out / f"shard-{i:05d}.{kind}.npy") for i in range(3)])
 
@@ -122,19 +126,25 @@ def test_logits_are_the_teachers_of_image_and_mirror(tmp_path: Path, inputs: Sco
     assert np.abs(found[:, 0] - found[:, 1]).max() > 0.01
 
 
-def test_matched_view_is_the_clean_one_through_jpeg(tmp_path: Path, inputs: ScoringInputs) -> None:
+def test_clean_features_are_the_mean_over_image_and_mirror(tmp_path: Path, inputs: ScoringInputs) -> None:
     scored(inputs, tmp_path / "out")
-    clean = pool_pixels(inputs)
-    matched = np.stack([images.reencode(image, 60, "4:2:0") for image in clean])
+    pixels = pool_pixels(inputs)
+    mean = (teacher_outputs(inputs, pixels)[1] + teacher_outputs(inputs, pixels[:, :, ::-1])[1]) / 2
+    np.testing.assert_allclose(all_rows(tmp_path / "out", "features")[:, 0], mean, rtol=1e-3, atol=1e-3)
+
+
+def test_matched_view_is_the_image_through_jpeg(tmp_path: Path, inputs: ScoringInputs) -> None:
+    scored(inputs, tmp_path / "out")
+    matched = np.stack([images.reencode(image, 60, "4:2:0") for image in pool_pixels(inputs)])
     found = all_rows(tmp_path / "out", "features")
-    np.testing.assert_allclose(found[:, 0], teacher_outputs(inputs, clean)[1], rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(found[:, 1], teacher_outputs(inputs, matched)[1], rtol=1e-3, atol=1e-3)
 
 
-def test_labelled_images_show_the_matched_view_themselves(tmp_path: Path, inputs: ScoringInputs) -> None:
+def test_labelled_images_show_the_matched_view_as_they_are(tmp_path: Path, inputs: ScoringInputs) -> None:
     scored(inputs, tmp_path / "out")
+    pixels = labelled_pixels(inputs)
     features = np.load(tmp_path / "out" / "labelled.features.npy")
-    np.testing.assert_array_equal(features[:, 0], features[:, 1])
+    np.testing.assert_allclose(features[:, 1], teacher_outputs(inputs, pixels)[1], rtol=1e-3, atol=1e-3)
 
 
 def test_png_labelled_images_need_no_matched_view(tmp_path: Path, inputs: ScoringInputs, pack: Pack) -> None:

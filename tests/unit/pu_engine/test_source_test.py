@@ -32,7 +32,7 @@ def test_the_gate_stays_closed_where_it_holds_none() -> None:
 def test_the_gate_needs_an_estimate_that_stands_out_of_its_bound() -> None:
     assert gate_is_open(estimated(0.2, 0.3))
     assert not gate_is_open(estimated(0.01, 0.015))
-    assert not gate_is_open(estimated(0.09, 0.4))
+    assert not gate_is_open(estimated(0.09, 0.25))
 
 
 def test_a_view_that_hides_the_source_reads_too_much_and_is_not_heard() -> None:

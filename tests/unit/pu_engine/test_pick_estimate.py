@@ -1,0 +1,44 @@
+"""Estimated precision and recall of the picks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pu_engine.pick_estimate import pick_estimate
+from pu_engine.prior import PriorInterval
+
+INTERVAL = PriorInterval(low=0.15, high=0.25)
+
+
+def mixture() -> tuple[np.ndarray, np.ndarray]:
+    """Log-odds ln(f_P / f_U) of a known mixture: a fifth N(2, 1), the others N(0, 1)."""
+    generator = np.random.default_rng(0)
+    own = np.arange(20_000) < 4000
+    x = generator.normal(2.0 * own, 1)
+    return 2.0 * x - 2.0, own
+
+
+def test_precision_and_recall_of_a_known_mixture_are_found() -> None:
+    score, own = mixture()
+    for count in (1000, 4000, 8000):
+        picked = np.zeros(score.size, dtype=np.bool_)
+        picked[np.argsort(-score)[:count]] = True
+        found = pick_estimate(score, picked, 0.2, INTERVAL)
+        assert found.precision == pytest.approx(own[picked].mean(), abs=0.02)
+        assert found.recall == pytest.approx(own[picked].sum() / own.sum(), abs=0.02)
+        assert found.precision_low < found.precision < found.precision_high
+
+
+def test_all_of_the_pool_has_the_prior_as_precision_and_full_recall() -> None:
+    score, _ = mixture()
+    found = pick_estimate(score, np.ones(score.size, dtype=np.bool_), 0.2, INTERVAL)
+    assert [found.precision, found.recall] == pytest.approx([0.2, 1.0], abs=1e-6)
+    assert [found.precision_low, found.precision_high] == pytest.approx([0.15, 0.25], abs=1e-6)
+
+
+@pytest.mark.parametrize("prior", [0.0, 1.0])
+def test_an_extreme_prior_stays_a_probability(prior: float) -> None:
+    score, _ = mixture()
+    found = pick_estimate(score, score > 1, prior, PriorInterval(low=prior, high=prior))
+    assert 0.0 < found.precision_low <= found.precision <= found.precision_high < 1.0
