@@ -1,8 +1,9 @@
 """A copy of a data folder while its server runs, and the way back. `python -I -m server.backup --data DIR DEST`.
 
-Everything below `blobs`, `stages`, `builds` and `pools` never changes once it has its name; only deletions take it away. So the
-database is copied first, then the files that this copy names; where one has just been deleted the database is copied
-again, which no longer names it. Pins of waiting jobs are links: the copy notes them, the way back makes them anew.
+Everything below `blobs`, `stages`, `builds` and `pools` never changes once it has its name; only deletions take it
+away. So the database is copied first, then the files that this copy names; where one has just been deleted the database
+is copied again, which no longer names it. Pins of waiting jobs are links: the copy notes them, the way back makes them
+anew.
 """
 
 from __future__ import annotations
