@@ -20,7 +20,7 @@ from typing import Any
 from punnet.aio import AsyncClient
 from punnet.blobs import download, upload_missing
 from punnet.bundle_archive import unpack
-from punnet.errors import InvalidRequest, PunnetError, ServerUnavailable, make_error
+from punnet.errors import CapacityExhausted, InvalidRequest, PunnetError, ServerUnavailable, make_error
 from punnet.transfer import blob_of
 from punnet.v1 import blob_pb2, build_pb2, job_pb2
 
@@ -92,7 +92,7 @@ async def run_agent(client: AsyncClient, settings: AgentSettings, stop: asyncio.
                 if ended and settings.once:
                     return
                 continue
-        except ServerUnavailable as error:
+        except (ServerUnavailable, CapacityExhausted) as error:
             log.warning("%s", error)
         with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
             await asyncio.wait_for(stop.wait(), settings.poll_seconds)
@@ -148,7 +148,7 @@ class LeasedBuild:
                 answer = await self._connection.call(self._connection.builds.RenewBuild, request)
                 if answer.cancelled:
                     self._halt.set()
-            except ServerUnavailable as error:  # it may be back before the build ends
+            except (ServerUnavailable, CapacityExhausted) as error:  # it may be back before the build ends
                 log.warning("%s", error)
             except PunnetError as error:
                 log.warning("job %s: %s", self._build.job_id, error)

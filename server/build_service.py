@@ -13,16 +13,12 @@ from punnet.errors import TABLE
 from punnet.v1 import blob_pb2, build_pb2, build_pb2_grpc, job_pb2
 from server.blobs import Digest
 from server.builds import REPORT, BuildQueue
+from server.callers import tenant
 from server.child_text import readable
 from server.job_message import job_message
 from server.request_check import check_digest, check_pool_name, check_request_id, check_target, violation
-from server.store import LOCAL_TENANT
 
 Context = grpc.aio.ServicerContext[Any, Any]
-# The scope of an agent's token: these calls and the transfer of blobs, nothing else.
-BUILD_SCOPE = "build"
-AGENT_METHODS = ("LeaseBuild", "RenewBuild", "FinishBuild")
-
 FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 FILES, TARGETS = 64, 32
 FILE_BYTES = 2 << 30
@@ -44,7 +40,7 @@ class BuildService(build_pb2_grpc.BuildServiceServicer):
         if request.agent:
             check_pool_name("agent", request.agent)
         job = await self._queue.create(
-            LOCAL_TENANT,
+            tenant(),
             source=request.job_id,
             target=request.target,
             agent=request.agent,
@@ -59,7 +55,7 @@ class BuildService(build_pb2_grpc.BuildServiceServicer):
             raise violation("targets", f"1 to {TARGETS} targets", len(request.targets))
         for target in request.targets:
             check_target("targets", target, engines=True)
-        found = await self._queue.lease(LOCAL_TENANT, request.agent, request.targets)
+        found = await self._queue.lease(tenant(), request.agent, request.targets)
         if found is None:
             return build_pb2.LeaseBuildResponse()
         job, lease = found
@@ -76,7 +72,7 @@ class BuildService(build_pb2_grpc.BuildServiceServicer):
         """A sign of life."""
         unit = readable(request.progress.unit[:TEXT_CHARACTERS])
         shown = job_pb2.Progress(done=request.progress.done, total=request.progress.total, unit=unit, eta_seconds=-1.0)
-        cancelled = await self._queue.renew(LOCAL_TENANT, request.job_id, request.lease, shown)
+        cancelled = await self._queue.renew(tenant(), request.job_id, request.lease, shown)
         return build_pb2.RenewBuildResponse(cancelled=cancelled)
 
     async def FinishBuild(
@@ -86,11 +82,11 @@ class BuildService(build_pb2_grpc.BuildServiceServicer):
         job_id, lease = request.job_id, request.lease
         outcome = request.WhichOneof("outcome")
         if outcome == "built":
-            await self._queue.succeed(LOCAL_TENANT, job_id, lease, checked_files(request.built.files))
+            await self._queue.succeed(tenant(), job_id, lease, checked_files(request.built.files))
         elif outcome == "failure":
-            await self._queue.fail(LOCAL_TENANT, job_id, lease, checked_failure(request.failure))
+            await self._queue.fail(tenant(), job_id, lease, checked_failure(request.failure))
         elif outcome == "given_back" and request.given_back:
-            await self._queue.give_back(LOCAL_TENANT, job_id, lease)
+            await self._queue.give_back(tenant(), job_id, lease)
         else:
             raise violation("outcome", "one of built, failure, given_back", outcome)
         return build_pb2.FinishBuildResponse()
