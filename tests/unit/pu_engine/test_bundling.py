@@ -150,7 +150,7 @@ def test_phones_get_ort_files(exported_job: Any, tmp_path: Path) -> None:
     ("options", "interface"),
     [
         ({"include_preprocessing": True}, {"input": "pixels", "output": "logits", "batch": "free"}),
-        ({"softmax": True, "batch": 4}, {"input": "preprocessed", "output": "probabilities", "batch": 4}),
+        ({"softmax": True, "fixed_batch": 4}, {"input": "preprocessed", "output": "probabilities", "batch": 4}),
     ],
 )
 def test_files_of_another_interface_are_bundled_as_they_are(
