@@ -64,8 +64,17 @@ class Parity:
     """The images that a device checks itself with."""
 
     images: NDArray[np.uint8]  # [n, H, W, C]
-    inputs: NDArray[np.float32]  # [n, C, H, W], preprocessed
+    inputs: NDArray[Any]  # what the files take: [n, C, H, W] float32, or the images as they are
     source: str  # pool | generated | own
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interface:
+    """What every file of a bundle takes and gives."""
+
+    pixels: bool = False  # uint8 [N, H, W, C], the preprocessing being inside
+    probabilities: bool = False  # not logits
+    free: bool = True  # any batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +85,7 @@ class BundleContent:
     student: str
     labels: tuple[str, ...]
     preprocessing: Mapping[str, Any]  # of the student: scale, mean, std, channels, height, width
+    interface: Interface
     batches: tuple[int, int, int]
     variants: tuple[BundledVariant, ...]
     parity: Parity
@@ -87,7 +97,14 @@ def write_bundle(content: BundleContent, path: Path) -> str:
     files["parity/images.npy"] = _npy(content.parity.images)
     files["parity/inputs.npy"] = _npy(content.parity.inputs)
     files["labels.txt"] = "".join(f"{label}\n" for label in content.labels).encode()
-    files["README.md"] = readme(content.target, [v.file for v in content.variants], content.labels).encode()
+    files["README.md"] = readme(
+        content.target,
+        [v.file for v in content.variants],
+        content.labels,
+        pixels=content.interface.pixels,
+        output="probabilities" if content.interface.probabilities else "logits",
+        batch=None if content.interface.free else content.batches[0],
+    ).encode()
     files[MANIFEST] = _manifest(content, files)
     data = _zip(f"bundle-{content.target.name}", files)
     path.write_bytes(data)
@@ -123,6 +140,11 @@ def _manifest(content: BundleContent, files: Mapping[str, bytes]) -> bytes:
         "student": content.student,
         "labels": list(content.labels),
         "preprocessing": dict(content.preprocessing),
+        "interface": {
+            "input": "pixels" if content.interface.pixels else "preprocessed",
+            "output": "probabilities" if content.interface.probabilities else "logits",
+            "batch": "free" if content.interface.free else content.batches[0],
+        },
         "batches": list(content.batches),
         "variants": [
             {

@@ -56,8 +56,16 @@ CHECKED = {
 }
 
 
-def readme(target: Target, files: Sequence[str], labels: Sequence[str]) -> str:
-    """README.md in Markdown."""
+def readme(
+    target: Target, files: Sequence[str], labels: Sequence[str], *, pixels: bool, output: str, batch: int | None
+) -> str:
+    """README.md in Markdown.
+
+    Args:
+        pixels: the files take pixels as they are.
+        output: logits or probabilities.
+        batch: the only one that the files take; None: any.
+    """
     shown = ", ".join(labels[:SHOWN_LABELS]) + (", …" if len(labels) > SHOWN_LABELS else "")
     parts = [
         f"# For {target.device}\n",
@@ -69,10 +77,16 @@ def readme(target: Target, files: Sequence[str], labels: Sequence[str]) -> str:
         parts.append(BUILD + "\n")
     if target.runtime == "onnxruntime_mobile":
         parts.append(PHONE + "\n")
+    images = "N" if batch is None else str(batch)
+    taken = (
+        f"uint8 [{images}, height, width, channels], pixels from 0 to 255 in RGB order"
+        if pixels
+        else f"float32 [{images}, channels, height, width], (pixel * scale - mean) / std with pixel from 0 to 255, the "
+        "figures being those of `preprocessing` in `manifest.json`"
+    )
     parts.append(
-        "## Feed it\n\nInput `input`: float32 [N, channels, height, width], (pixel * scale - mean) / std with pixel "
-        "from 0 to 255, the figures being those of `preprocessing` in `manifest.json`. Output `logits`: [N, classes] "
-        "in the order of `labels.txt`. `samples` shows it.\n"
+        f"## Feed it\n\nInput `input`: {taken}. Output `{output}`: [{images}, classes] in the order of `labels.txt`. "
+        "`samples` shows it.\n"
     )
     parts.append(f"## What was checked\n\n{CHECKED[target.runtime]}\n")
     return "\n".join(parts)

@@ -21,7 +21,7 @@ import numpy as np
 
 from exporters.cuda_driver import Device, Stream, find_device
 from exporters.device_report import NO_DEVICE, DeviceReport, VariantReport, compare, recommend
-from exporters.engine_builder import EngineFacts, EngineRequest, missing
+from exporters.engine_builder import EngineFacts, EngineRequest, die_with, missing
 from exporters.engine_child import cached_engine
 from exporters.engine_run import LoadedEngine
 from exporters.errors import ExportError
@@ -166,7 +166,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=MEASURE_SECONDS, help="of measuring for each batch")
     parser.add_argument("--timing-cache", type=Path, help="TensorRT's timings, kept between builds")
     parser.add_argument("--lines", action="store_true", help="progress as JSON lines")
+    parser.add_argument("--parent", type=int, help="end with this process, which started this one")
     options = parser.parse_args(arguments)
+    if options.parent is not None:
+        die_with(options.parent)
     out = options.out or options.bundle / "engines"
     out.mkdir(parents=True, exist_ok=True)
     chosen = DeviceOptions(

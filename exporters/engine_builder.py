@@ -300,7 +300,7 @@ def main() -> int:
     answer = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # the builders print on standard output
     order = json.load(sys.stdin)
-    _die_with(order["parent"])
+    die_with(order["parent"])
     said = 0.0
 
     def beat(phase: str, done: int, total: int) -> bool:
@@ -320,7 +320,7 @@ def main() -> int:
     return 0
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """End when the parent does, however it ends; where the kernel offers no such thing, a build ends by itself."""
     if sys.platform != "linux":
         return

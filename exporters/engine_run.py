@@ -66,7 +66,7 @@ class LoadedEngine:
             self._addresses[name] = stream.allocate(size)
             self._context.set_tensor_address(name, self._addresses[name])
 
-    def logits(self, inputs: NDArray[np.float32], batch: int) -> NDArray[np.float32]:
+    def logits(self, inputs: NDArray[Any], batch: int) -> NDArray[np.float32]:
         """Logits [N, K] of model inputs [N, ...], `batch` at a time; the last one is filled up with the first rows."""
         parts = []
         for start in range(0, len(inputs), batch):
@@ -74,7 +74,7 @@ class LoadedEngine:
             parts.append(self._run(inputs[rows]))
         return np.concatenate(parts)[: len(inputs)].astype(np.float32)
 
-    def measure(self, inputs: NDArray[np.float32], batch: int, seconds: float) -> EngineLatency:
+    def measure(self, inputs: NDArray[Any], batch: int, seconds: float) -> EngineLatency:
         """Device time of one batch, over about so many seconds and at least LEAST_RUNS runs."""
         self._run(np.resize(inputs, (batch, *inputs.shape[1:])))
         for _ in range(WARM_UP_RUNS):
@@ -98,7 +98,7 @@ class LoadedEngine:
         dtype: np.dtype[Any] = np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))
         return dtype
 
-    def _run(self, inputs: NDArray[np.float32]) -> NDArray[Any]:
+    def _run(self, inputs: NDArray[Any]) -> NDArray[Any]:
         source = np.ascontiguousarray(inputs, self._dtype(self._input))
         self._context.set_input_shape(self._input, source.shape)
         answer = np.empty(tuple(self._context.get_tensor_shape(self._output)), self._dtype(self._output))

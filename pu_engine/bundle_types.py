@@ -17,7 +17,6 @@ class BundlingInputs:
     export: Folder
     verification: Folder
     targets: tuple[str, ...] = ("cpu", "rtx")
-    max_batch: int = 64
     parity_images: str = "pool"  # pool | generated | own
     threads: int = 1
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from exporters.bundle import BundleContent, BundledVariant, Parity, bundled_names, write_bundle
+from exporters.bundle import BundleContent, BundledVariant, Interface, Parity, bundled_names, write_bundle
 from exporters.engine_builder import EngineFacts, EngineRequest
 from exporters.engine_child import cached_engine
 from exporters.errors import ExportError
@@ -19,22 +19,19 @@ from exporters.ort_format import write_ort
 from exporters.targets import Target, targets
 from pu_engine.bundle_types import Bundle, Bundles, BundlingInputs
 from pu_engine.errors import EngineError
+from pu_engine.hops import File
 from pu_engine.jsonform import from_json, to_json
-from pu_engine.preprocessing import image_channels, model_input
+from pu_engine.preprocessing import image_channels
 from pu_engine.progress import Progress
 from pu_engine.results import load
 from pu_engine.sessions import open_session
-from pu_engine.types import StudentSpec, Variant, Variants, Verdicts
+from pu_engine.types import Preprocessing, StudentSpec, Variant, Variants, Verdicts
 
 PARITY_IMAGES = 64
-MIDDLE_BATCH = 8
 PARTS = {"pool": "parity", "own": "labelled"}  # of the training set
 SCRATCH = ".bundling"
+ON_DEVICE = "Build it on the device, with build_on_target.py of its bundle or with `punnet agent` there."
 NOT_RUN = "Engines that were built but not run, for lack of their devices here: {}. Their bundles check and time them."
-NO_BUNDLES = (
-    "There are no bundles: what they run on a device feeds prepared tensors in batches of any size and reads logits, "
-    "and these files {}. Leave that option out to get bundles."
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +43,7 @@ class Material:
     spec: StudentSpec
     variants: tuple[Variant, ...]  # ONNX files that passed
     parity: Parity
+    interface: Interface
     batches: tuple[int, int, int]
     threads: int
 
@@ -58,12 +56,10 @@ def run(inputs: BundlingInputs, out: Path, progress: Progress) -> Bundles:
     """
     chosen = [_target(name) for name in dict.fromkeys(inputs.targets)]
     material = gather(inputs, out / SCRATCH)
-    unlike = unlike_a_bundle(material.variants)
-    bundles, engines, warnings = [], [], [NO_BUNDLES.format(unlike)] if unlike else []
+    bundles, engines, warnings = [], [], []
     for index, target in enumerate(chosen):
         progress.update(index, len(chosen), "target")
-        if not unlike:
-            bundles.append(make_bundle(material, target, out))
+        bundles.append(make_bundle(material, target, out))
         if target.has_engines:
             engine, refused = make_engine(material, target, out)
             engines += [engine] if engine is not None else []
@@ -82,42 +78,37 @@ def gather(inputs: BundlingInputs, scratch: Path) -> Material:
     scratch.mkdir(exist_ok=True)
     spec = from_json(StudentSpec, json.loads((Path(inputs.distillation.path) / "student.json").read_text()))
     withheld = {v.withheld for v in load(Verdicts, inputs.verification.path).verdicts}
-    exported = load(Variants, inputs.export.path).variants
+    export, exported = Path(inputs.export.path), load(Variants, inputs.export.path).variants
+    first = open_file(export / exported[0].path, exported[0], spec, inputs.threads)  # all take and give the same
     return Material(
-        export=Path(inputs.export.path),
+        export=export,
         scratch=scratch,
         spec=spec,
-        variants=tuple(v for v in exported if v.format == "onnx" and v.name not in withheld),
-        parity=parity_of(Path(inputs.gathering.path), inputs.parity_images, spec),
-        batches=profile(exported[0], inputs.max_batch),
+        variants=tuple(v for v in exported if v.name not in withheld),
+        parity=parity_of(Path(inputs.gathering.path), inputs.parity_images, first),
+        interface=Interface(pixels=first.takes_pixels(), probabilities=first.probabilities(), free=first.free()),
+        batches=profile(first.batches()),
         threads=inputs.threads,
     )
 
 
-def profile(variant: Variant, most: int) -> tuple[int, int, int]:
-    """Least, best and most images of one run of an engine; all the same where the files have a fixed batch."""
-    batch = variant.details.get("batch", "free")
-    return (1, min(MIDDLE_BATCH, most), most) if batch == "free" else (int(batch),) * 3
+def profile(batches: Sequence[int]) -> tuple[int, int, int]:
+    """Least, best and most images of a run, of one to three batches in order."""
+    return batches[0], batches[len(batches) // 2], batches[-1]
 
 
-def unlike_a_bundle(variants: Sequence[Variant]) -> str:
-    """What keeps the files from a bundle, to follow "these files"; empty where nothing does."""
-    details = variants[0].details if variants else {}
-    if details.get("input") == "pixels":
-        return "take pixels"
-    if details.get("output") == "probabilities":
-        return "give probabilities"
-    batch = details.get("batch", "free")
-    return "" if batch == "free" else f"have the fixed batch {batch}"
+def open_file(path: Path, variant: Variant, spec: StudentSpec, threads: int) -> File:
+    """A file that Punnet wrote, ready to run."""
+    return File(variant=variant, session=open_session(path, threads=threads), preprocessing=spec.preprocessing)
 
 
-def parity_of(gathering: Path, source: str, spec: StudentSpec) -> Parity:
-    """PARITY_IMAGES images at most, and the model inputs [n, C, H, W] that they become.
+def parity_of(gathering: Path, source: str, file: File) -> Parity:
+    """PARITY_IMAGES images at most, and what the file takes for them.
 
     The user's own labelled images are taken only where they were asked for.
     """
     if source == "generated":
-        images = generated_images(spec)
+        images = generated_images(file.preprocessing)
     elif source in PARTS:
         stored = np.load(gathering / f"{PARTS[source]}.images.npy", mmap_mode="r", allow_pickle=False)
         images = np.array(stored[:PARITY_IMAGES])
@@ -126,14 +117,13 @@ def parity_of(gathering: Path, source: str, spec: StudentSpec) -> Parity:
         raise EngineError(
             "REQUEST_INVALID", f"There are no parity images {source!r}.", f"Choose from {known}.", source=source
         )
-    inputs = model_input(images, spec.preprocessing).astype(np.float32)
-    return Parity(images=images, inputs=inputs, source=source)
+    return Parity(images=images, inputs=file.feed(images), source=source)
 
 
-def generated_images(spec: StudentSpec) -> NDArray[np.uint8]:
+def generated_images(preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Blocks of coloured noise, coarse to fine, [PARITY_IMAGES, H, W, C]; the same each time."""
     generator = np.random.default_rng(0)
-    height, width, channels = spec.preprocessing.height, spec.preprocessing.width, image_channels(spec.preprocessing)
+    height, width, channels = preprocessing.height, preprocessing.width, image_channels(preprocessing)
     images = np.empty((PARITY_IMAGES, height, width, channels), np.uint8)
     for index in range(PARITY_IMAGES):
         block = 2 ** (index % 4)
@@ -152,6 +142,7 @@ def make_bundle(material: Material, target: Target, out: Path) -> Bundle:
         student=material.spec.name,
         labels=material.spec.class_names,
         preprocessing=to_json(material.spec.preprocessing),
+        interface=material.interface,
         batches=material.batches,
         variants=tuple(_bundled(material, target, variant) for variant in variants),
         parity=material.parity,
@@ -180,7 +171,8 @@ def make_engine(material: Material, target: Target, out: Path) -> tuple[Variant 
         try:
             built, facts = cached_engine(request, material.scratch)
         except ExportError as error:
-            text = f"No engine for the target {target.name} of {variant.path}: {error.message} {error.remedy}"
+            remedy = error.remedy if target.ahead_of_time else ON_DEVICE
+            text = f"No engine for the target {target.name} of {variant.path}: {error.message} {remedy}"
             refused.append(text)
             if not target.ahead_of_time or ("file" not in error.details and "nodes" not in error.details):
                 break  # the builder is missing or has no device: another variant meets the same
@@ -219,23 +211,15 @@ def _bundled(material: Material, target: Target, variant: Variant) -> BundledVar
         path = material.scratch / f"{Path(variant.path).stem}.ort"
         if not path.exists():
             write_ort(material.export / variant.path, path)
+    file = open_file(path, variant, material.spec, material.threads)
     return BundledVariant(
         name=variant.name,
         precision=variant.precision,
         path=path,
         file=path.name,
-        expected=logits(path, material.parity.inputs, material.threads),
+        # One image at a time where that can be: a device that runs another batch compares with what none has touched.
+        expected=file.run(material.parity.images, file.batches()[0]).astype(np.float32),
     )
-
-
-def logits(model: Path, inputs: NDArray[np.float32], threads: int) -> NDArray[np.float32]:
-    """Logits [n, K] of a file that Punnet wrote, by onnxruntime on the CPU, one image at a time.
-
-    One at a time, so that a device that runs another batch compares with what no batch has touched.
-    """
-    session = open_session(model, threads=threads)
-    name = session.get_inputs()[0].name
-    return np.concatenate([session.run(None, {name: row[None]})[0] for row in inputs]).astype(np.float32)
 
 
 def _chosen(material: Material, target: Target) -> Sequence[Variant]:

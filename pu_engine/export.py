@@ -1,4 +1,4 @@
-"""Stage export: the trained student as ONNX, and as an engine for each target that needs one."""
+"""Stage export: the trained student as ONNX, in the precisions that the targets use."""
 
 from __future__ import annotations
 

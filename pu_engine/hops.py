@@ -83,9 +83,13 @@ class File:
         """Whether the output went through a softmax."""
         return self.variant.details.get("output") == "probabilities"
 
+    def takes_pixels(self) -> bool:
+        """Whether the preprocessing is inside the graph."""
+        return self.variant.details.get("input") == "pixels"
+
     def feed(self, images: NDArray[np.uint8]) -> NDArray[np.generic]:
         """Images [n, H, W, C] as the file takes them."""
-        if self.variant.details.get("input") == "pixels":
+        if self.takes_pixels():
             return np.ascontiguousarray(images)
         return model_input(images, self.preprocessing)
 

@@ -119,7 +119,7 @@ BUNDLING = Stage(
     module="pu_engine.bundling",
     schema=1,
     needs=("gathering", "distillation", "export", "verification"),
-    reads=("export.targets", "export.max_batch", "export.parity_images"),
+    reads=("export.targets", "export.parity_images"),
 )
 REPORT = Stage(
     name="report",

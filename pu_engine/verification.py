@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -75,24 +74,23 @@ def run(inputs: VerificationInputs, out: Path, progress: Progress) -> Verdicts:
     exported = load(Variants, inputs.export.path)
     folder = Path(inputs.export.path)
     check_digests(folder, exported)
-    runnable = [v for v in exported.variants if v.format == "onnx"]
-    total = len(runnable) + 2
+    total = len(exported.variants) + 2
     with repeatable(inputs.threads):
         chain = start_chain(Path(inputs.gathering.path), Path(inputs.distillation.path))
         verdicts = [teacher_to_student(chain)]
         progress.update(1, total, "hop")
-        fp32 = open_file(folder, next(v for v in runnable if v.name == "fp32"), chain.spec, inputs.threads)
+        fp32 = open_file(folder, next(v for v in exported.variants if v.name == "fp32"), chain.spec, inputs.threads)
         exact = student_to_fp32(chain, fp32, folder)
         verdicts.append(exact.verdict)
         progress.update(2, total, "hop")
-        for variant in (v for v in runnable if v.name != "fp32"):
+        for variant in (v for v in exported.variants if v.name != "fp32"):
             file = open_file(folder, variant, chain.spec, inputs.threads)
             verdicts.append(fp32_to_variant(chain, exact.outputs, fp32, file, folder))
             progress.update(len(verdicts), total, "hop")
-    warnings = [*withheld_warnings(verdicts, runnable), *(not_run(v) for v in exported.variants if v.format != "onnx")]
+    warnings = withheld_warnings(verdicts, exported.variants)
     for text in warnings:
         progress.warn(text)
-    latencies = measure_latencies(Path(inputs.intake.path), teacher, folder, runnable, chain.spec)
+    latencies = measure_latencies(Path(inputs.intake.path), teacher, folder, exported.variants, chain.spec)
     progress.update(total, total, "hop")
 
     withheld = {v.withheld for v in verdicts if v.withheld}
@@ -249,9 +247,3 @@ def check_digests(folder: Path, exported: Variants) -> None:
                 "Run the job again; the disk may be failing.",
                 file=variant.path,
             )
-
-
-def not_run(variant: Variant) -> str:
-    """Why an engine's hop has no verdict."""
-    reason = "Punnet builds these engines but does not run them" if torch.cuda.is_available() else "no such device here"
-    return f"The hop fp32 -> {variant.name} was not run: {reason}. The engine was built; try it on the target first."

@@ -32,7 +32,7 @@ from punnet.options import (
 )
 from punnet.pool_sources import pool_tars
 from punnet.transfer import blob_of
-from punnet.v1 import catalogue_pb2, compression_pb2, job_pb2, operator_pb2, pool_pb2
+from punnet.v1 import build_pb2, catalogue_pb2, compression_pb2, job_pb2, operator_pb2, pool_pb2
 
 if TYPE_CHECKING:  # Unpack came with Python 3.11; the client runs on 3.10
     from typing import Unpack
@@ -102,6 +102,11 @@ class AsyncClient:
         if self._opened is not None:
             await self._opened.close()
             self._opened = None
+
+    @property
+    def connection(self) -> Connection:
+        """The open connection, for what has no method here."""
+        return self._connection
 
     @property
     def address(self) -> str:
@@ -317,6 +322,22 @@ class AsyncClient:
                 {"job": job.id},
             )
         return await download(self._connection, job.artifacts, Path(folder), progress)
+
+    async def build(self, job_id: str, target: str, *, agent: str = "", request_id: str = "") -> job_pb2.Job:
+        """Starts a build of a finished compression's engines on a device; it waits for an agent there.
+
+        Args:
+            target: one that the compression made a bundle for.
+            agent: the only one that may take it, by its name; empty means any that serves the target.
+
+        Raises:
+            NotFound: JOB_NOT_FOUND, BUNDLE_MISSING.
+            InvalidRequest: JOB_NOT_FINISHED.
+        """
+        request = build_pb2.CreateBuildRequest(
+            request_id=request_id or fresh_request_id(), job_id=job_id, target=target, agent=agent
+        )
+        return (await self._connection.call(self._connection.builds.CreateBuild, request)).job
 
     async def job(self, job_id: str) -> job_pb2.Job:
         """A job as it is now."""

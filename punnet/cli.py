@@ -11,6 +11,7 @@ import typer
 
 from punnet import __version__
 from punnet.cli_accounts import PASSED_ON, share, token, unshare
+from punnet.cli_agent import agent, build
 from punnet.cli_compress import compress, plan
 from punnet.cli_config import config_app
 from punnet.cli_doctor import doctor
@@ -34,6 +35,8 @@ app.command()(watch)
 app.command()(cancel)
 app.command()(download)
 app.command()(delete)
+app.command()(build)
+app.command()(agent)
 app.add_typer(pool_app, name="pool")
 app.command()(students)
 app.command()(doctor)

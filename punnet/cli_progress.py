@@ -111,11 +111,16 @@ def _tell_wait(client: Client, job: job_pb2.Job, console: Console) -> None:
     """Says how many jobs are before a queued one, so that silence has a reason."""
     if job.state != job_pb2.JOB_STATE_QUEUED:
         return
+    if job.kind == job_pb2.JOB_KIND_BUILD:
+        console.print("waits for an agent on a device of the target", markup=False, highlight=False)
+        return
     waits_or_runs = (job_pb2.JOB_STATE_QUEUED, job_pb2.JOB_STATE_RUNNING, job_pb2.JOB_STATE_CANCELLING)
     before = [
         other
         for other in client.jobs()
-        if other.state in waits_or_runs and other.create_time.ToNanoseconds() < job.create_time.ToNanoseconds()
+        if other.state in waits_or_runs
+        and other.kind != job_pb2.JOB_KIND_BUILD
+        and other.create_time.ToNanoseconds() < job.create_time.ToNanoseconds()
     ]
     if before:
         console.print(f"queued behind {len(before)} other job{'s' * (len(before) > 1)}", markup=False, highlight=False)

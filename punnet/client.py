@@ -205,6 +205,10 @@ class Client:
         """Fetches every artifact of a finished job below a folder, each verified by its sha256."""
         return self._run(self._client.download(job_id, folder, progress))
 
+    def build(self, job_id: str, target: str, *, agent: str = "", request_id: str = "") -> Job:
+        """Starts a build of a finished compression's engines on a device; it waits for an agent there."""
+        return Job(self, self._run(self._client.build(job_id, target, agent=agent, request_id=request_id)).id)
+
     def job(self, job_id: str) -> job_pb2.Job:
         """A job as it is now."""
         return self._run(self._client.job(job_id))

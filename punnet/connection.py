@@ -13,7 +13,14 @@ from grpc.aio import AioRpcError, UnaryUnaryMultiCallable
 
 from punnet.access import Access
 from punnet.errors_from_rpc import error_from_rpc, reason, retry_seconds, unreachable
-from punnet.v1 import blob_pb2_grpc, catalogue_pb2_grpc, compression_pb2_grpc, operator_pb2_grpc, pool_pb2_grpc
+from punnet.v1 import (
+    blob_pb2_grpc,
+    build_pb2_grpc,
+    catalogue_pb2_grpc,
+    compression_pb2_grpc,
+    operator_pb2_grpc,
+    pool_pb2_grpc,
+)
 
 OPTIONS = (
     ("grpc.http2.max_frame_size", 1 << 20),  # as the server announces for uploads; 16 KiB otherwise
@@ -67,6 +74,7 @@ class Connection:
         self.compression = compression_pb2_grpc.CompressionServiceStub(self._channel)
         self.blobs = blob_pb2_grpc.BlobServiceStub(self._channel)
         self.pools = pool_pb2_grpc.PoolServiceStub(self._channel)
+        self.builds = build_pb2_grpc.BuildServiceStub(self._channel)
         self.catalogue = catalogue_pb2_grpc.CatalogueServiceStub(self._channel)
         self.operator = operator_pb2_grpc.OperatorServiceStub(self._channel)
 

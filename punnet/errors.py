@@ -176,6 +176,8 @@ TABLE: Mapping[str, Row] = {
     "STAGE_TIMEOUT": Row(_PRECONDITION, StageCrashed, 9),
     "STAGE_PROTOCOL": Row(_INTERNAL, StageCrashed, 9),
     "BLOB_MISSING": Row(_NOT_FOUND, NotFound, 5),
+    "BUNDLE_MISSING": Row(_NOT_FOUND, NotFound, 5),
+    "BUILD_LEASE_LOST": Row(_PRECONDITION, InvalidRequest, 2),
     "JOB_NOT_FOUND": Row(_NOT_FOUND, NotFound, 5),
     "DIGEST_MISMATCH": Row(_ARGUMENT, IntegrityError, 10),
     "CHUNK_CORRUPT": Row(grpc.StatusCode.DATA_LOSS, IntegrityError, 10),

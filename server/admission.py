@@ -16,7 +16,7 @@ from punnet.errors import PunnetError, make_error
 from server.accounts import Accounts, Token
 from server.callers import Caller
 from server.quotas import Quotas, Rate, over_quota
-from server.scopes import SCOPE_OF, TRANSFERS, is_open
+from server.scopes import SCOPE_OF, TRANSFERS, allows, is_open
 from server.store import LOCAL_TENANT
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -58,7 +58,7 @@ class Admission:
         if token is None or not self._certified(token, context.auth_context()):
             raise self._failures.note(_peer_address(context.peer()))
         scope = SCOPE_OF.get(method)
-        if scope is None or scope not in token.scopes:
+        if not allows(method, token.scopes):
             raise _scope_missing(method, scope, token)
         if self._open_calls is not None and self._open[token.tenant] >= self._open_calls:
             raise over_quota(

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 AUDIT_BYTES = 16 << 20
 AUDIT_FILES = 8  # beside the one that is written
 PLAIN = re.compile(r"[A-Za-z0-9_-]{1,64}")
-NAMING_FIELDS = ("id", "name", "sha256")
+NAMING_FIELDS = ("id", "job_id", "name", "sha256")
 NAMING_MESSAGES = ("digest", "job")
 
 

@@ -1,8 +1,9 @@
 """A copy of a data folder while its server runs, and the way back. `python -I -m server.backup --data DIR DEST`.
 
-Everything below `blobs`, `stages` and `pools` never changes once it has its name; only deletions take it away. So the
-database is copied first, then the files that this copy names; where one has just been deleted the database is copied
-again, which no longer names it. Pins of waiting jobs are links: the copy notes them, the way back makes them anew.
+Everything below `blobs`, `stages`, `builds` and `pools` never changes once it has its name; only deletions take it
+away. So the database is copied first, then the files that this copy names; where one has just been deleted the database
+is copied again, which no longer names it. Pins of waiting jobs are links: the copy notes them, the way back makes them
+anew.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ def _named_files(data: DataFolder, database: Path) -> set[str]:
         for row in results.fetchall():
             named |= set(_result_files(data, row["tenant"], row["key"]))
         # An ingest's artifact lies in its pool, which may have been appended to or deleted.
-        for row in db.execute("SELECT DISTINCT folder, path FROM artifact WHERE folder LIKE 'stages/%'"):
+        for row in db.execute("SELECT DISTINCT folder, path FROM artifact WHERE folder NOT LIKE 'pools/%'"):
             named.add(f"{row['folder']}/{row['path']}")
         for tenant, name, sha256 in versions_needed(db):
             folder = data.pool(tenant, name, sha256)

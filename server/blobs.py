@@ -132,6 +132,11 @@ class BlobStore:
             list(threads.map(fsync_folder, folders))
         return [digest.sha256 for digest in digests]
 
+    def forget(self, tenant: str, digests: Sequence[str]) -> None:
+        """Remove blobs whose content has found another place."""
+        for path, _ in self.find_all(tenant, digests).values():
+            path.unlink(missing_ok=True)
+
     def committed_size(self, tenant: str, digest: Digest) -> tuple[int, bool]:
         """Bytes that need not be sent again, and whether the blob is whole."""
         if self._blob(tenant, digest).exists():

@@ -52,6 +52,10 @@ class DataFolder:
     def job(self, tenant: str, job_id: str) -> Path:
         return self.jobs(tenant) / job_id
 
+    def build(self, tenant: str, job_id: str) -> Path:
+        """What agents brought of one build."""
+        return self.root / "builds" / tenant / job_id
+
     def relative(self, path: Path) -> str:
         """The form in which the database holds a path: the folder can be moved."""
         return path.relative_to(self.root).as_posix()

@@ -19,6 +19,7 @@ from grpc_health.v1._async import HealthServicer
 from punnet.errors import PunnetError, make_error
 from punnet.v1 import (
     blob_pb2_grpc,
+    build_pb2_grpc,
     catalogue_pb2_grpc,
     compression_pb2_grpc,
     operator_pb2_grpc,
@@ -54,6 +55,7 @@ SERVICES = (
     "punnet.v1.PoolService",
     "punnet.v1.CatalogueService",
     "punnet.v1.OperatorService",
+    "punnet.v1.BuildService",
 )
 Context = grpc.aio.ServicerContext[Any, Any]
 Parse = Callable[[bytes], Any]
@@ -200,6 +202,7 @@ class Front:
         pool: pool_pb2_grpc.PoolServiceServicer,
         catalogue: catalogue_pb2_grpc.CatalogueServiceServicer,
         operator: operator_pb2_grpc.OperatorServiceServicer,
+        build: build_pb2_grpc.BuildServiceServicer,
         reflection: bool,
         calls: Calls,
         meter: Meter,
@@ -214,6 +217,7 @@ class Front:
         pool_pb2_grpc.add_PoolServiceServicer_to_server(pool, self.server)
         catalogue_pb2_grpc.add_CatalogueServiceServicer_to_server(catalogue, self.server)
         operator_pb2_grpc.add_OperatorServiceServicer_to_server(operator, self.server)
+        build_pb2_grpc.add_BuildServiceServicer_to_server(build, self.server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
         if reflection:
             _add_reflection(self.server)

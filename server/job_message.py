@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pu_engine.pipeline import KINDS
 from punnet.errors import TABLE
 from punnet.v1 import job_pb2, pool_pb2
-from server.job_table import Event, JobRow, StageRun
+from server.job_table import BUILD_KIND, BUILD_STAGE, Event, JobRow, StageRun
 from server.pool_table import PoolRow
 from server.runners.port import StageProgress
 
@@ -22,6 +22,7 @@ WIRE_KIND = {
     "ingest": "INGEST",
     "verify_pool": "VERIFY_POOL",
     "describe_pool": "DESCRIBE_POOL",
+    "build": "BUILD",
 }
 # An attempt that a restart lost, or a crash that is tried again, leaves its stage to be run.
 WIRE_STAGE_STATE = {"LOST": "PENDING", "CRASHED": "PENDING"}
@@ -35,7 +36,7 @@ def job_message(job: JobRow, tick: job_pb2.StageStatus | None = None) -> job_pb2
         state=job_pb2.JobState.Value(f"JOB_STATE_{job.state}"),
         request_id=job.request_id,
         create_time=timestamp(job.created),
-        stages=[_stage(job, stage.name, tick) for stage in KINDS[job.kind]],
+        stages=[_stage(job, name, tick) for name in stage_names(job.kind)],
         artifacts=[
             job_pb2.Artifact(path=a.path, sha256=a.sha256, size=a.size, reproducible=a.reproducible)
             for a in job.artifacts
@@ -49,6 +50,11 @@ def job_message(job: JobRow, tick: job_pb2.StageStatus | None = None) -> job_pb2
     if job.error is not None:
         message.error.CopyFrom(error_message(job.error))
     return message
+
+
+def stage_names(kind: str) -> tuple[str, ...]:
+    """The stages of a kind of job, in their order; a build's only one runs on a device."""
+    return (BUILD_STAGE,) if kind == BUILD_KIND else tuple(stage.name for stage in KINDS[kind])
 
 
 def event_message(event: Event) -> job_pb2.JobEvent:

@@ -17,6 +17,7 @@ from server.store import now_microseconds
 ACTIVE = ("QUEUED", "RUNNING", "CANCELLING")
 FINAL = ("SUCCEEDED", "FAILED", "CANCELLED")
 JOB_COLUMNS = "tenant, id, kind, request_id, request_hash, state, created, started, ended, epoch, error"
+BUILD_KIND, BUILD_STAGE = "build", "building"  # agents on devices take these jobs, see server.builds
 ALIVE_RUN, LOST_RUN, CRASHED_RUN = "RUNNING", "LOST", "CRASHED"
 
 
@@ -193,11 +194,12 @@ def subjects(db: sqlite3.Connection, tenant: str, job_ids: Sequence[str]) -> dic
     return {row["id"]: str(row["subject"]) for row in rows}
 
 
-def count_in_state(db: sqlite3.Connection, tenant: str, states: Sequence[str]) -> int:
-    """How many jobs of a tenant are in these states."""
+def count_in_state(db: sqlite3.Connection, tenant: str, states: Sequence[str], *, on_devices: bool = False) -> int:
+    """How many jobs of a tenant are in these states: those that this machine runs, or those for devices."""
     marks = ",".join("?" * len(states))
     (count,) = db.execute(
-        f"SELECT count(*) FROM job WHERE tenant=? AND state IN ({marks})", (tenant, *states)
+        f"SELECT count(*) FROM job WHERE tenant=? AND state IN ({marks}) AND (kind=?)=?",
+        (tenant, *states, BUILD_KIND, int(on_devices)),
     ).fetchone()
     return int(count)
 

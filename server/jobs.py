@@ -25,7 +25,7 @@ from server.blobs import BlobStore
 from server.collection import Removal, remove_file
 from server.folders import DataFolder, remove_tree
 from server.job_spec import digests_of, located, readable_paths
-from server.job_table import FINAL, ArtifactRow, Event, JobRow, NewJob
+from server.job_table import BUILD_KIND, FINAL, ArtifactRow, Event, JobRow, NewJob
 from server.logs import about
 from server.processes import kill_marked, kill_orphan
 from server.quotas import Quotas, over_quota
@@ -95,6 +95,8 @@ class JobEngine:
         """Before the port opens: end what an earlier server left running, queue its jobs again."""
         killed = await asyncio.to_thread(kill_marked, "PUNNET_RUN_ID", self._execution.data_id)
         for job in await self._store.read(job_table.jobs_in_state, ("RUNNING", "CANCELLING")):
+            if job.kind == BUILD_KIND:  # a device goes on with it, and brings it here
+                continue
             for run in job.runs:
                 if run.state == job_table.ALIVE_RUN and run.pid and run.pid_start:
                     killed += [run.pid] if kill_orphan(run.pid, run.pid_start) else []
@@ -154,18 +156,19 @@ class JobEngine:
 
     async def cancel(self, tenant: str, job_id: str) -> JobRow:
         """Ask a job to stop; it is CANCELLED once its processes are gone."""
-        await self.get(tenant, job_id)
-        await uninterrupted(self._cancel(tenant, job_id))
+        job = await self.get(tenant, job_id)
+        await uninterrupted(self._cancel(tenant, job_id, job.kind))
         return await self.get(tenant, job_id)
 
-    async def _cancel(self, tenant: str, job_id: str) -> None:
+    async def _cancel(self, tenant: str, job_id: str, kind: str) -> None:
         events = await self._store.write(job_table.request_cancel, tenant, job_id)
         running = self._running.get((tenant, job_id))
         if running:
             running.cancelled = True
             running.stop.set()
         elif events and events[-1].body["state"] == "CANCELLING":
-            self._cancelling.add((tenant, job_id))
+            if kind != BUILD_KIND:  # the agent learns of it when it renews its lease
+                self._cancelling.add((tenant, job_id))
         elif events:
             await asyncio.to_thread(remove_tree, self._data.job(tenant, job_id))
         await self._watch.publish((tenant, job_id), events)
@@ -181,9 +184,10 @@ class JobEngine:
             raise make_error(
                 "JOB_NOT_FINISHED", f"Job {job_id} is {job.state}.", "Cancel it first.", {"state": job.state}
             )
-        await uninterrupted(self._delete(tenant, job_id))
+        await uninterrupted(self._delete(job))
 
-    async def _delete(self, tenant: str, job_id: str) -> None:
+    async def _delete(self, job: JobRow) -> None:
+        tenant, job_id = job.tenant, job.id
         spec = await self._store.read(job_table.spec_of, tenant, job_id)
         for key in await self._store.write(job_table.delete_job, tenant, job_id):
             await self._execution.discard(tenant, key)
@@ -191,7 +195,9 @@ class JobEngine:
             await asyncio.to_thread(remove_tree, self._data.job(tenant, job_id))
             # What another job names is that job's too: it may be run again from its own spec.
             named = await self._store.read(job_table.digests_named, tenant)
-            await asyncio.to_thread(remove_unpinned_blobs, self._blobs, tenant, digests_of(spec) - named)
+            await asyncio.to_thread(remove_tree, self._data.build(tenant, job_id))
+            digests = digests_of(spec) | {artifact.sha256 for artifact in job.artifacts}
+            await asyncio.to_thread(remove_unpinned_blobs, self._blobs, tenant, digests - named)
 
     async def remove_unneeded(self, removals: Sequence[Removal]) -> list[Removal]:
         """Remove what a plan of `collection` lists, unless somebody has come to need it; what went."""
@@ -364,7 +370,7 @@ def _accept(db: sqlite3.Connection, new: NewJob, limit: int, lack: PunnetError |
     pool_table.check_pool(db, new.tenant, new.kind, new.spec)
     if lack is not None:
         raise lack
-    queued = job_table.count_in_state(db, new.tenant, ("QUEUED",))
+    queued = job_table.count_in_state(db, new.tenant, ("QUEUED",), on_devices=new.kind == BUILD_KIND)
     if queued >= limit:
         text = f"{queued} jobs wait; the limit is {limit}."
         raise over_quota("queued_jobs", text, "Wait for one to end.", limit=limit, retry_seconds=RETRY_SECONDS)

@@ -33,6 +33,8 @@ from server.admission import Admission
 from server.audit import AuditLog
 from server.blob_service import BlobService
 from server.blobs import BlobStore
+from server.build_service import BuildService
+from server.builds import LEASE_SECONDS, BuildQueue
 from server.capabilities import probe_confinement
 from server.catalogue_service import CatalogueService
 from server.collection import Bounds
@@ -79,6 +81,7 @@ class Settings:
     listening: Listening
     slots: Slots
     quotas: Quotas  # of each tenant, where there are accounts
+    lease_seconds: float
     idle_seconds: float | None
     reflection: bool
     allow_weak_sandbox: bool
@@ -132,6 +135,7 @@ def parse_settings(arguments: list[str] | None) -> Settings:
     parser.add_argument("--keep-jobs-days", type=float, help="jobs go that ended so many days ago")
     parser.add_argument("--keep-results-days", type=float, help="results of stages go, so many days after their jobs")
     parser.add_argument("--quota-gib", type=float, help="results, then blobs of ended jobs go beyond it")
+    parser.add_argument("--lease-seconds", type=float, default=LEASE_SECONDS, help="of builds that agents take")
     parser.add_argument("--reflection", action="store_true")
     parser.add_argument("--allow-weak-sandbox", action="store_true")
     stated = sys.argv[1:] if arguments is None else arguments
@@ -141,11 +145,14 @@ def parse_settings(arguments: list[str] | None) -> Settings:
             raise Refused(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}.")
     if not 0 < options.tenant_storage_gib < LARGEST_GIB:
         raise Refused(f"--tenant-storage-gib must be between 0 and {LARGEST_GIB}, got {options.tenant_storage_gib}.")
+    if not 0 < options.lease_seconds < LARGEST_BOUND:
+        raise Refused(f"--lease-seconds must be between 0 and {LARGEST_BOUND:g}, got {options.lease_seconds:g}.")
     return Settings(
         data=options.data.resolve(),
         listening=listening.listening_of(options),
         slots=Slots(threads=options.threads, short=options.cpu_slots),
         quotas=quotas_of(options),
+        lease_seconds=options.lease_seconds,
         idle_seconds=options.idle_seconds,
         reflection=options.reflection,
         allow_weak_sandbox=options.allow_weak_sandbox,
@@ -243,6 +250,14 @@ class Server:
         students = StudentCatalogue(settings.data / "students")
         intake = IntakeRequests(self._blobs, storage)
         self._blob_service = BlobService(self._blobs, self._store, data, storage)
+        self._builds = BuildQueue(
+            engine=self._engine,
+            store=self._store,
+            data=data,
+            blobs=self._blobs,
+            watch=self._watch,
+            lease_seconds=settings.lease_seconds,
+        )
         self._front = Front(
             compression=CompressionService(
                 engine=self._engine,
@@ -258,6 +273,7 @@ class Server:
             pool=PoolService(self._engine, self._store, self._shared_pools),
             catalogue=CatalogueService(self._engine, students, intake),
             operator=OperatorService(self._collector),
+            build=BuildService(self._builds),
             reflection=settings.reflection,
             calls=Calls(
                 Admission(self._accounts, quotas, certificates=settings.listening.asks_certificates), self._audit
@@ -292,6 +308,7 @@ class Server:
             address = f"{'https://' if tls else ''}{address.rpartition(':')[0]}:{port}"
         self._engine.start()
         self._keeping = asyncio.create_task(self._collector.keep_bounds(), name="collector")
+        await self._builds.start()
         ready = {"address": address, "pid": os.getpid(), "version": __version__}
         key = {}
         if self._settings.metrics:
@@ -345,6 +362,7 @@ class Server:
         await self._front.calls.ended(CALLS_END_SECONDS)
         await self._front.server.stop(STOP_SECONDS)
         await ending
+        await self._builds.stop()
         await asyncio.to_thread(self._blobs.close)
         await asyncio.to_thread(self._store.close)
         if self._accounts is not None:

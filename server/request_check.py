@@ -106,6 +106,13 @@ def check_digest(field: str, sha256: str) -> None:
         raise violation(field, "a sha256 of 64 lower-case hexadecimal characters", sha256)
 
 
+def check_target(field: str, target: str, *, engines: bool = False) -> None:
+    """A name of the list of targets; with `engines` one whose devices run engines."""
+    known = {name: row for name, row in export_targets().items() if row.get("capabilities") or not engines}
+    if target not in known:
+        raise violation(field, f"one of {', '.join(known)}", target)
+
+
 def check_blob_sizes(teacher: options_pb2.Teacher, sizes: Mapping[str, int]) -> None:
     """The teacher's files together; raises PunnetError MODEL_TOO_LARGE."""
     total = sum(sizes[sha256] for sha256 in {teacher.sha256, *teacher.external_data.values()})

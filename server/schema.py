@@ -16,7 +16,7 @@ from server.folders import fsync_folder
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 POOL_TABLE = """
 CREATE TABLE pool (
@@ -35,6 +35,18 @@ CREATE TABLE pool (
     sha256 TEXT NOT NULL,
     created INTEGER NOT NULL,
     PRIMARY KEY (tenant, name, sha256)
+) STRICT
+"""
+LEASE_TABLE = """
+CREATE TABLE lease (
+    tenant TEXT NOT NULL,
+    job_id TEXT NOT NULL,
+    id INTEGER NOT NULL,
+    agent TEXT NOT NULL,
+    since INTEGER NOT NULL,
+    until INTEGER NOT NULL,
+    PRIMARY KEY (tenant, job_id),
+    FOREIGN KEY (tenant, job_id) REFERENCES job (tenant, id) ON DELETE CASCADE
 ) STRICT
 """
 SCHEMA = """
@@ -120,7 +132,7 @@ def bring_up_to_date(connection: sqlite3.Connection, root: Path) -> None:
     """
     version = _version(connection)
     if version == 0:
-        tables = f"{SCHEMA} {POOL_TABLE}; PRAGMA user_version={SCHEMA_VERSION};"
+        tables = f"{SCHEMA} {POOL_TABLE}; {LEASE_TABLE}; PRAGMA user_version={SCHEMA_VERSION};"
         connection.executescript(f"BEGIN IMMEDIATE; {tables} COMMIT;")
         return
     check_version(version, root)
@@ -171,5 +183,13 @@ def _give_pools_versions(connection: sqlite3.Connection, root: Path) -> None:
     connection.execute("DROP TABLE earlier_pool")
 
 
+def _add_leases(connection: sqlite3.Connection, _: Path) -> None:
+    """2 to 3: builds on devices are leased."""
+    connection.execute(LEASE_TABLE)
+
+
 # The step from each earlier schema to the one after it.
-MIGRATIONS: Mapping[int, Callable[[sqlite3.Connection, Path], None]] = {1: _give_pools_versions}
+MIGRATIONS: Mapping[int, Callable[[sqlite3.Connection, Path], None]] = {
+    1: _give_pools_versions,
+    2: _add_leases,
+}

@@ -1,7 +1,7 @@
 """The SQLite database of one data folder: one writer thread, one reader thread, transactions.
 
 Every table and unique key carries the tenant, so that a shared server needs no new schema. What is asked of the
-tables stands in `job_table` and `pool_table`, the tables themselves in `schema`.
+tables stands in `job_table`, `build_table` and `pool_table`, the tables themselves in `schema`.
 """
 
 from __future__ import annotations

@@ -22,11 +22,14 @@ chosen = next(row for row in report["variants"] if row["name"] == report["recomm
 recipe = manifest["preprocessing"]
 
 # Replace by your image: uint8 [N, height, width, 3] in RGB, or [N, height, width, 1] in gray.
-images = np.load(BUNDLE / "parity" / "images.npy")[:5]
+count = 5 if manifest["interface"]["batch"] == "free" else manifest["interface"]["batch"]
+images = np.load(BUNDLE / "parity" / "images.npy")[np.arange(count) % manifest["parity"]["count"]]
 
-pixels = images[..., ::-1] if recipe["channels"] == "BGR" else images
-scaled = (pixels.astype(np.float32) * recipe["scale"] - recipe["mean"]) / recipe["std"]
-batch = np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), dtype=np.float32)
+batch = images  # where the preprocessing is inside the network
+if manifest["interface"]["input"] == "preprocessed":
+    pixels = images[..., ::-1] if recipe["channels"] == "BGR" else images
+    scaled = (pixels.astype(np.float32) * recipe["scale"] - recipe["mean"]) / recipe["std"]
+    batch = np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), dtype=np.float32)
 
 device = find_device()
 if device is None:
@@ -35,10 +38,12 @@ with Stream(device) as stream:
     engine = LoadedEngine(
         report["runtime"], BUNDLE / "engines" / chosen["path"], device=device, stream=stream, max_batch=len(batch)
     )
-    logits = engine.logits(batch, len(batch))
+    answers = engine.logits(batch, len(batch))
 
-shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-probabilities = shifted / shifted.sum(axis=1, keepdims=True)
+probabilities = answers
+if manifest["interface"]["output"] == "logits":
+    shifted = np.exp(answers - answers.max(axis=1, keepdims=True))
+    probabilities = shifted / shifted.sum(axis=1, keepdims=True)
 for row in probabilities:
     best = int(row.argmax())
     print(f"{manifest['labels'][best]}  {row[best]:.3f}")

@@ -40,6 +40,8 @@ class _JobKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobKind.Value
     """A pool read again, byte by byte."""
     JOB_KIND_DESCRIBE_POOL: _JobKind.ValueType  # 6
     """A page that shows a pool."""
+    JOB_KIND_BUILD: _JobKind.ValueType  # 7
+    """Engines built and timed on a device, by an agent there."""
 
 class JobKind(_JobKind, metaclass=_JobKindEnumTypeWrapper):
     """What a job does."""
@@ -58,6 +60,8 @@ JOB_KIND_VERIFY_POOL: JobKind.ValueType  # 5
 """A pool read again, byte by byte."""
 JOB_KIND_DESCRIBE_POOL: JobKind.ValueType  # 6
 """A page that shows a pool."""
+JOB_KIND_BUILD: JobKind.ValueType  # 7
+"""Engines built and timed on a device, by an agent there."""
 Global___JobKind: _TypeAlias = JobKind  # noqa: Y015
 
 class _JobState:

@@ -49,6 +49,7 @@ KIND_WORDS = {
     "ingest": "ingest of a pool",
     "verify_pool": "check of a pool",
     "describe_pool": "description of a pool",
+    "build": "build on a device",
 }
 
 

@@ -16,9 +16,9 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from punnet.v1 import compression_pb2, pool_pb2
+from punnet.v1 import build_pb2, compression_pb2, pool_pb2
 from server.accounts import SCOPES
-from server.scopes import SCOPE_OF
+from server.scopes import SCOPE_OF, allows
 from tests.service.accounts import FILES, AccountsServer, call, methods, path_of, refusal
 from tests.service.running_server import chunks, image_tar, until
 
@@ -52,10 +52,23 @@ def test_every_method_refuses_a_token_of_all_other_scopes(
     accounts_server: AccountsServer, method: MethodDescriptor
 ) -> None:
     needed = SCOPE_OF[path_of(method)]
-    token = accounts_server.token("acme", *(scope for scope in SCOPES if scope != needed))
+    token = accounts_server.token("acme", *(scope for scope in SCOPES if not allows(path_of(method), [scope])))
     status, code, text = refusal(lambda: call(accounts_server.channel(), method, [b""], token))
     assert (status, code) == (grpc.StatusCode.PERMISSION_DENIED, "SCOPE_MISSING")
     assert f"scope {needed}" in text
+
+
+def test_an_agents_token_leases_builds_and_moves_blobs_and_does_nothing_else(accounts_server: AccountsServer) -> None:
+    token = accounts_server.token("acme", "build")
+    allowed = {method.name for method in methods() if allows(path_of(method), ["build"])}
+    assert allowed == {
+        "LeaseBuild", "RenewBuild", "FinishBuild", "FindMissingBlobs", "GetUploadStatus", "UploadBlob", "DownloadBlob"
+    }  # fmt: skip
+    lease = next(method for method in methods() if method.name == "LeaseBuild")
+    request = build_pb2.LeaseBuildRequest(agent="orin-1", targets=["jetson-orin"]).SerializeToString()
+    assert not call(accounts_server.channel(), lease, [request], token).HasField("build")
+    for method in (m for m in methods() if m.name not in allowed):
+        assert refusal(lambda m=method: call(accounts_server.channel(), m, [b""], token))[1] == "SCOPE_MISSING"  # type: ignore[misc]
 
 
 def test_no_reason_is_given_that_tells_a_wrong_token_from_a_revoked_one(accounts_server: AccountsServer) -> None:

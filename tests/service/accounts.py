@@ -19,6 +19,7 @@ from google.protobuf.message_factory import GetMessageClass
 from punnet.v1 import (
     blob_pb2,
     blob_pb2_grpc,
+    build_pb2,
     catalogue_pb2,
     catalogue_pb2_grpc,
     compression_pb2,
@@ -30,7 +31,7 @@ from punnet.v1 import (
 from tests.service.running_server import RunningServer, reason
 
 CALL_SECONDS = 60.0
-FILES = (compression_pb2, blob_pb2, pool_pb2, catalogue_pb2, operator_pb2)
+FILES = (compression_pb2, blob_pb2, pool_pb2, catalogue_pb2, operator_pb2, build_pb2)
 
 
 def services() -> list[ServiceDescriptor]:

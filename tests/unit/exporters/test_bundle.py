@@ -14,7 +14,16 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from exporters.bundle import DEVICE_MODULES, HERE, BundleContent, BundledVariant, Parity, bundled_names, write_bundle
+from exporters.bundle import (
+    DEVICE_MODULES,
+    HERE,
+    BundleContent,
+    BundledVariant,
+    Interface,
+    Parity,
+    bundled_names,
+    write_bundle,
+)
 from exporters.device_build import read_bundle
 from exporters.engine_builder import missing
 from exporters.errors import ExportError
@@ -44,6 +53,7 @@ def content(folder: Path, target: str = "rtx") -> BundleContent:
         student="small",
         labels=("amber", "blue", "green", "plum"),
         preprocessing=recipe,
+        interface=Interface(),
         batches=(1, 4, 8),
         variants=(variant,),
         parity=Parity(images=IMAGES, inputs=INPUTS, source="generated"),

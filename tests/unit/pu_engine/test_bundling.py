@@ -17,10 +17,11 @@ from exporters.engine_builder import missing
 from pu_engine import bundling
 from pu_engine.bundle_types import Bundles, BundlingInputs
 from pu_engine.errors import EngineError
+from pu_engine.export import run as run_export
 from pu_engine.jsonform import from_json, to_json
 from pu_engine.progress import SilentProgress
 from pu_engine.results import file_sha256, load, reproducible
-from pu_engine.types import Variants, Verdict, Verdicts
+from pu_engine.types import ExportInputs, ExportOptions, Variants, Verdict, Verdicts
 from tests.unit.pu_engine.conftest import finish
 
 needs_rtx = pytest.mark.skipif(missing("tensorrt_rtx") is not None, reason="tensorrt_rtx is not installed")
@@ -37,7 +38,7 @@ def inputs(job: Any, folder: Path, *, withheld: str = "", **options: Any) -> Bun
         student_agreement=1.0,
     )  # fmt: skip
     (folder / "verification").mkdir()
-    values: dict[str, Any] = {"export": job.export, "max_batch": 16, **options}
+    values: dict[str, Any] = {"export": job.export, **options}
     return BundlingInputs(
         gathering=job.small.gathering,
         distillation=job.distillation,
@@ -86,40 +87,6 @@ def test_a_repeated_run_gives_the_same_bundle(exported_job: Any, tmp_path: Path)
     assert not reproducible("bundle-android.zip")
 
 
-def with_details(job: Any, folder: Path, **details: str) -> Any:
-    """The job's export as if its files had another interface."""
-    shutil.copytree(job.export.path, folder)
-    exported = load(Variants, job.export.path)
-    rows = tuple(replace(v, details={**v.details, **details}) for v in exported.variants)
-    return finish(folder, replace(exported, variants=rows))
-
-
-@pytest.mark.parametrize(
-    ("details", "words"),
-    [
-        ({"input": "pixels"}, "take pixels"),
-        ({"output": "probabilities"}, "give probabilities"),
-        ({"batch": "4"}, "have the fixed batch 4"),
-    ],
-)
-def test_files_that_a_bundles_programs_cannot_feed_have_none_and_the_job_says_so(
-    exported_job: Any, tmp_path: Path, details: dict[str, str], words: str
-) -> None:
-    export = with_details(exported_job, tmp_path / "export", **details)
-    made, out = run(inputs(exported_job, tmp_path, export=export, targets=("cpu",)), tmp_path)
-    assert made.bundles == ()
-    assert list(out.iterdir()) == []
-    (warning,) = made.warnings
-    assert f"these files {words}" in warning
-
-
-def test_an_engines_profile_follows_the_files_batch(exported_job: Any) -> None:
-    variant = load(Variants, exported_job.export.path).variants[0]
-    assert bundling.profile(variant, 64) == (1, 8, 64)
-    fixed = replace(variant, details={**variant.details, "batch": "4"})
-    assert bundling.profile(fixed, 64) == (4, 4, 4)
-
-
 @needs_rtx
 def test_the_target_rtx_has_an_engine_beside_its_bundle(exported_job: Any, tmp_path: Path) -> None:
     made, out = run(inputs(exported_job, tmp_path, targets=("rtx",)), tmp_path)
@@ -150,6 +117,7 @@ def test_a_missing_builder_is_a_warning_and_the_bundle_is_made(
 def test_a_jetson_gets_its_bundle_and_a_warning_in_place_of_an_engine(exported_job: Any, tmp_path: Path) -> None:
     made, out = run(inputs(exported_job, tmp_path, targets=("jetson-orin",)), tmp_path)
     assert "No engine for the target jetson-orin" in made.warnings[0]
+    assert "`punnet agent`" in made.warnings[0]
     assert manifest(out / "bundle-jetson-orin.zip")["target"]["capabilities"] == ["SM87"]
 
 
@@ -175,6 +143,34 @@ def test_phones_get_ort_files(exported_job: Any, tmp_path: Path) -> None:
     assert made.warnings == ()
     for bundle in made.bundles:
         assert [v["path"] for v in manifest(out / bundle.path)["variants"]] == ["student-int8-cpu.ort", "student.ort"]
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("options", "interface"),
+    [
+        ({"include_preprocessing": True}, {"input": "pixels", "output": "logits", "batch": "free"}),
+        ({"softmax": True, "fixed_batch": 4}, {"input": "preprocessed", "output": "probabilities", "batch": 4}),
+    ],
+)
+def test_files_of_another_interface_are_bundled_as_they_are(
+    exported_job: Any, tmp_path: Path, options: dict[str, Any], interface: dict[str, Any]
+) -> None:
+    (tmp_path / "export").mkdir()
+    asked = ExportInputs(
+        distillation=exported_job.distillation,
+        gathering=exported_job.small.gathering,
+        export=ExportOptions(targets=("rtx",), variants=("fp32",), max_batch=8, **options),
+    )
+    export = finish(tmp_path / "export", run_export(asked, tmp_path / "export", SilentProgress()))
+    made, out = run(inputs(exported_job, tmp_path, targets=("rtx",), export=export), tmp_path)
+    bundle = out / "bundle-rtx.zip"
+    assert manifest(bundle)["interface"] == interface
+    assert made.engines[0].details["profile"] == ("1/8/8" if interface["batch"] == "free" else "4/4/4")
+    taken, images = array(bundle, "parity/inputs.npy"), array(bundle, "parity/images.npy")
+    assert np.array_equal(taken, images) is (interface["input"] == "pixels")
+    answers = array(bundle, "parity/fp32.logits.npy")
+    assert np.allclose(answers.sum(axis=1), 1.0) is (interface["output"] == "probabilities")
 
 
 @pytest.mark.parametrize(("source", "part"), [("pool", "parity"), ("own", "labelled")])
