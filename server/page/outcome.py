@@ -44,6 +44,15 @@ class ClassBalance:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """The median time of one image, at a batch and with so many threads."""
+
+    batch: int
+    threads: int
+    milliseconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VariantRow:
     """An exported file with its timings."""
 
@@ -55,7 +64,7 @@ class VariantRow:
     recommended: bool
     withheld: bool
     verified: bool
-    timings: tuple[tuple[int, float], ...]  # batch, median milliseconds of an image
+    timings: tuple[Timing, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +84,7 @@ class Outcome:
     prior: float | None
     classes: tuple[ClassBalance, ...]
     variants: tuple[VariantRow, ...]
-    teacher_timings: tuple[tuple[int, float], ...]
+    teacher_timings: tuple[Timing, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,16 +197,16 @@ def _network(values: Mapping[str, Any], accuracy: Any, milliseconds: Any) -> Net
     )
 
 
-def _timings(latencies: Sequence[Mapping[str, Any]]) -> dict[str, tuple[tuple[int, float], ...]]:
-    found: dict[str, tuple[tuple[int, float], ...]] = {}
+def _timings(latencies: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Timing, ...]]:
+    found: dict[str, tuple[Timing, ...]] = {}
     for row in latencies:
-        batch = int(row["batch"])
-        name = _text(row["subject"])
-        found[name] = (*found.get(name, ()), (batch, float(row["p50_ms"]) / batch))
+        name, batch = _text(row["subject"]), int(row["batch"])
+        timing = Timing(batch=batch, threads=int(row["threads"]), milliseconds=float(row["p50_ms"]) / batch)
+        found[name] = (*found.get(name, ()), timing)
     return found
 
 
-def _variant(row: Mapping[str, Any], timings: Mapping[str, tuple[tuple[int, float], ...]]) -> VariantRow:
+def _variant(row: Mapping[str, Any], timings: Mapping[str, tuple[Timing, ...]]) -> VariantRow:
     name = _text(row["name"])
     return VariantRow(
         name=name,

@@ -282,6 +282,7 @@ def test_the_servers_page_reads_what_the_report_wrote(folder: Path) -> None:
     assert [row.picked for row in outcome.classes] == list(SELECTION.class_counts)
     assert {row.name for row in outcome.variants if row.recommended} == {"fp32"}
     assert {row.name for row in outcome.variants if row.timings} >= {"fp32"}
+    assert [(t.batch, t.threads, t.milliseconds) for t in outcome.teacher_timings][:1] == [(1, 1, 2.0)]
     assert len(samples.classes) == STUDENT.spec.classes
 
 
