@@ -62,6 +62,7 @@ class ServerSettings:
         float, "stage results, then blobs of ended jobs go beyond it, the oldest first; no bound unless this is set"
     )
     idle_seconds: float | None = _setting(float, "the server ends after so long without work; never unless this is set")
+    lease_seconds: float = _setting(float, "of a build that a device's agent takes", 30.0)
     reflection: bool = _setting(bool, "describe the services to tools that ask for it", False)
     allow_weak_sandbox: bool = _setting(bool, "serve a port although confinement is incomplete here", False)
 

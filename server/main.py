@@ -221,6 +221,8 @@ async def checked_confinement(settings: Settings) -> dict[str, bool]:
 class Server:
     """All parts of one running server."""
 
+    _keeping: asyncio.Task[None] | None = None  # of the collector
+
     def __init__(self, settings: Settings, confinement: dict[str, bool]) -> None:
         self._settings = settings
         data = DataFolder(settings.data)
@@ -280,7 +282,10 @@ class Server:
             ),
             meter=self._meter,
         )
-        self._keeping: asyncio.Task[None] | None = None
+        self._add_web(data)
+
+    def _add_web(self, data: DataFolder) -> None:
+        """The page and the metrics, which are opened where the settings say so."""
         self._page_key = secrets.token_urlsafe(PAGE_KEY_BYTES)
         check = reader(self._accounts) if self._accounts else one_key(self._page_key, LOCAL_TENANT)
         self._page = PageApplication(

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from punnet.cli import app
 from punnet.errors import InvalidRequest
 from punnet.settings import ServerSettings, as_arguments, example, flag_of, markdown_table, resolve, variable_of
-from server import quotas
+from server import builds, quotas
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 
@@ -121,5 +121,6 @@ def test_settings_are_the_options_of_the_server_with_their_defaults() -> None:
     defaults: dict[str, Any] = {setting.name: setting.default for setting in fields(ServerSettings)}
     same = ("queued_jobs", "calls_a_minute", "transfers_a_minute", "open_calls", "failures_a_minute")
     assert {name: defaults[name] for name in same} == {name: getattr(quotas.DEFAULTS, name) for name in same}
+    assert defaults["lease_seconds"] == builds.LEASE_SECONDS
     assert defaults["tenant_running_jobs"] == quotas.DEFAULTS.running_jobs
     assert defaults["tenant_storage_gib"] == (quotas.DEFAULTS.storage_bytes or 0) / 2**30
