@@ -79,15 +79,16 @@ def main() -> None:
             rows += found
             chosen += recommended
             print_table(f"{recipe.name} at {recipe.size} pixels", COLUMNS, [shown(row) for row in found])
-    bars = all_bars(rows, facts["vnni"])
+            bars = all_bars(rows, facts["vnni"])
+            # After each student, so that a run that is stopped leaves the ones before.
+            write_json(
+                options.out,
+                {
+                    "conditions": facts, "rows": rows, "recommendations": chosen, "bars": bars,
+                    "seconds": time.monotonic() - started,
+                },
+            )  # fmt: skip
     print_bars(bars)
-    write_json(
-        options.out,
-        {
-            "conditions": facts, "rows": rows, "recommendations": chosen, "bars": bars,
-            "seconds": time.monotonic() - started,
-        },
-    )  # fmt: skip
 
 
 def measure(

@@ -57,3 +57,14 @@ def test_a_teacher_becomes_a_student_that_agrees_with_it(tmp_path: Path, small_j
     changed = compress(teacher=small_job.teacher, images=images, pool=pool, out=tmp_path, options=smaller, threads=1)
     gates = [verdict["gate"] for verdict in json.loads((changed / "report.json").read_text())["verdicts"]]
     assert any(gate.endswith("at batch 1, 4") for gate in gates)
+
+    pixels = {"targets": ["cpu"], "include_preprocessing": True, "softmax": True}
+    asked = {**options, "export": pixels}
+    other = compress(teacher=small_job.teacher, images=images, pool=pool, out=tmp_path, options=asked, threads=1)
+    said = json.loads((other / "report.json").read_text())
+    for variant in said["variants"]:
+        session = ort.InferenceSession(str(other / variant["path"]))
+        answers = session.run(None, {"input": np.zeros((3, 16, 16, 3), np.uint8)})[0]
+        np.testing.assert_allclose(answers.sum(axis=1), 1.0, atol=1e-5)
+    assert [v["passed"] for v in said["verdicts"]] == [True, True, True]
+    assert [bundle["path"] for bundle in said["bundles"]] == ["bundle-cpu.zip"]
