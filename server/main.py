@@ -252,14 +252,7 @@ class Server:
         students = StudentCatalogue(settings.data / "students")
         intake = IntakeRequests(self._blobs, storage)
         self._blob_service = BlobService(self._blobs, self._store, data, storage)
-        self._builds = BuildQueue(
-            engine=self._engine,
-            store=self._store,
-            data=data,
-            blobs=self._blobs,
-            watch=self._watch,
-            lease_seconds=settings.lease_seconds,
-        )
+        self._builds = self._build_queue(data)
         self._front = Front(
             compression=CompressionService(
                 engine=self._engine,
@@ -296,6 +289,16 @@ class Server:
 
     def _shared_pools(self) -> Mapping[str, str]:
         return self._accounts.shared_pools() if self._accounts is not None else {}
+
+    def _build_queue(self, data: DataFolder) -> BuildQueue:
+        return BuildQueue(
+            engine=self._engine,
+            store=self._store,
+            data=data,
+            blobs=self._blobs,
+            watch=self._watch,
+            lease_seconds=self._settings.lease_seconds,
+        )
 
     async def start(self) -> None:
         """Recover what an earlier server left, open the port, say so in server.json."""

@@ -20,7 +20,7 @@ from pu_engine.pipeline import KINDS
 from punnet import __version__
 from server.collection import survey
 from server.folders import DataFolder
-from server.job_table import ACTIVE, FINAL, Event
+from server.job_table import ACTIVE, BUILD_KIND, FINAL, Event
 from server.store import Store
 
 STAGE_BUCKETS = (0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 4 * 3600, 12 * 3600)
@@ -95,9 +95,10 @@ class Meter:
 
 
 def read_counts(db: sqlite3.Connection) -> tuple[dict[tuple[str, str], int], int | None]:
-    """How many jobs of each kind are in each state, and since when the oldest one waits."""
-    counts = {(kind, state): 0 for kind in KINDS for state in (*ACTIVE, *FINAL)}
+    """How many jobs of each kind are in each state, and since when the oldest one waits for this machine."""
+    counts = {(kind, state): 0 for kind in (*KINDS, BUILD_KIND) for state in (*ACTIVE, *FINAL)}
     for row in db.execute("SELECT kind, state, count(*) AS jobs FROM job GROUP BY kind, state"):
         counts[row["kind"], row["state"]] = row["jobs"]
-    (oldest,) = db.execute("SELECT min(created) FROM job WHERE state='QUEUED'").fetchone()
+    waiting = "SELECT min(created) FROM job WHERE state='QUEUED' AND kind<>?"  # a build may wait for a device for days
+    (oldest,) = db.execute(waiting, (BUILD_KIND,)).fetchone()
     return counts, oldest
