@@ -184,6 +184,18 @@ class SelectionInputs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PickEstimate:
+    """Expected share of positives among the picks, with what it is at both ends of the prior's interval; and the share
+    of the pool's positives that were picked.
+    """
+
+    precision: float
+    precision_low: float
+    precision_high: float
+    recall: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
     """`selection.parquet`: key, score, class, probability, weight, picked, why; rows in pool order."""
 
@@ -200,14 +212,10 @@ class Selection:
     # a pool image.
     prior_bound: float | None = None
     separated: float | None = None
-    # Of the estimated prior, and what it makes of the picks: the share of positives among them, and the share of the
-    # pool's positives that they are. Only the source classifier's order says so.
+    # Of the estimated prior, and what it makes of the picks where the source classifier ordered the pool.
     prior_low: float | None = None
     prior_high: float | None = None
-    precision: float | None = None
-    precision_low: float | None = None
-    precision_high: float | None = None
-    recall: float | None = None
+    expected: PickEstimate | None = None
     warnings: tuple[str, ...] = ()
 
 
