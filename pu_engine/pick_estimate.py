@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from pu_engine.pick_types import PickEstimate
 from pu_engine.prior import PriorInterval
 from pu_engine.pu_classifier import beliefs
-from pu_engine.types import PickEstimate
 
 LEAST_PRIOR, MOST_PRIOR = 1e-3, 0.95
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pu_engine.errors import EngineError
 from pu_engine.pick_estimate import believed, pick_estimate
+from pu_engine.pick_types import PickEstimate
 from pu_engine.pick_weights import pick_weights
 from pu_engine.pool import open_pool
 from pu_engine.pool_order import SCORES, PoolOrder, TeacherView, order_pool, teacher_view
@@ -27,7 +28,7 @@ from pu_engine.results import load
 from pu_engine.score_files import ScoreFiles, open_score_files
 from pu_engine.source_test import GATE_PRIOR
 from pu_engine.training import repeatable
-from pu_engine.types import Budget, PickEstimate, Selection, SelectionInputs, SelectionOptions, Teacher
+from pu_engine.types import Budget, Selection, SelectionInputs, SelectionOptions, Teacher
 
 FILE = "selection.parquet"
 RULES = ("balanced", "top", "threshold")

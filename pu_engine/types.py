@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pu_engine.distill_types import DistillationOptions
 from pu_engine.fact_types import Latency, TapCandidate, TeacherFacts
 from pu_engine.jsonform import MEASURED
+from pu_engine.pick_types import PickEstimate
 from pu_engine.twin_report import TwinReport
 
 
@@ -181,18 +182,6 @@ class SelectionInputs:
     labelled_share: float = 0.25
     seed: int = 0
     threads: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PickEstimate:
-    """Expected share of positives among the picks, with what it is at both ends of the prior's interval; and the share
-    of the pool's positives that were picked.
-    """
-
-    precision: float
-    precision_low: float
-    precision_high: float
-    recall: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
