@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from benchmarks.distill_images import ORIGINALS, Drawn, Images, picked_part
 from pu_engine.batches import Part
 from pu_engine.distill_types import DistillationOptions, DistillLoss
+from pu_engine.pick_estimate import believed
 from pu_engine.pick_weights import pick_weights
 from pu_engine.pool_order import PoolOrder, TeacherView, order_pool, teacher_view
 from pu_engine.progress import SilentProgress
@@ -136,7 +137,7 @@ def _selected(of: Picking, options: SelectionOptions, *, default: int = 1, draws
     weighted = keeps_all(order, options, draws)
     eligible = ~order.junk
     mask = eligible if weighted else _picked(of, view, order, options, eligible=eligible, default=default)
-    weights = pick_weights(order.score, mask, weighted) if weighted else None
+    weights = pick_weights(believed(order.score, order.prior), mask) if weighted and order.prior is not None else None
     return picked_part(of.images, drawn, np.flatnonzero(mask), weights)
 
 

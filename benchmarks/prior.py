@@ -122,7 +122,7 @@ def verdicts(runs: Sequence[Row]) -> list[Row]:
 
 
 def _error(runs: Sequence[Row], estimate: str) -> float:
-    return mean(abs(run[estimate] - run["true"]) for run in runs)
+    return float(mean(abs(run[estimate] - run["true"]) for run in runs))
 
 
 if __name__ == "__main__":

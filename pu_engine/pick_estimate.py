@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
+from pu_engine.pick_types import PickEstimate
 from pu_engine.prior import PriorInterval
 from pu_engine.pu_classifier import beliefs
 
 LEAST_PRIOR, MOST_PRIOR = 1e-3, 0.95
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PickEstimate:
-    """Expected share of positives among the picks, with what it is at both ends of the prior's interval; and the share
-    of the pool's positives that were picked.
-    """
-
-    precision: float
-    precision_low: float
-    precision_high: float
-    recall: float
 
 
 def pick_estimate(
@@ -36,8 +23,8 @@ def pick_estimate(
         prior: share of positives in the pool; with the interval it is brought to 0.001 to 0.95.
         interval: of the prior.
     """
-    belief = _believed(score, prior)
-    low, high = (_believed(score, share)[picked].mean() for share in (interval.low, interval.high))
+    belief = believed(score, prior)
+    low, high = (believed(score, share)[picked].mean() for share in (interval.low, interval.high))
     return PickEstimate(
         precision=float(belief[picked].mean()),
         precision_low=float(min(low, belief[picked].mean())),
@@ -46,5 +33,6 @@ def pick_estimate(
     )
 
 
-def _believed(score: NDArray[np.float64], prior: float) -> NDArray[np.float64]:
+def believed(score: NDArray[np.float64], prior: float) -> NDArray[np.float64]:
+    """The probability of each pool image to be of the labelled images' source, [N]; their mean is the bounded prior."""
     return beliefs(score, min(max(prior, LEAST_PRIOR), MOST_PRIOR))

@@ -9,15 +9,13 @@ from numpy.typing import NDArray
 LEAST_WEIGHT = 0.1
 
 
-def pick_weights(score: NDArray[np.float64], picked: NDArray[np.bool_], by_probability: bool) -> NDArray[np.float32]:
+def pick_weights(probability: NDArray[np.float64] | None, picked: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Weights of the pool's images, [N]; 0 for those that are not picked.
 
     Args:
-        score: the PU side's where `by_probability`; its sigmoid is the probability that the risk was written in.
+        probability: of being of the labelled images' source, by the PU side, [N]; without it picked images weigh 1.
         picked: [N].
-        by_probability: weigh by it; else picked images weigh 1.
     """
-    if not by_probability:
+    if probability is None:
         return picked.astype(np.float32)
-    probability = 1.0 / (1.0 + np.exp(-np.clip(score, -50.0, 50.0)))
     return np.where(picked, LEAST_WEIGHT + (1.0 - LEAST_WEIGHT) * probability, 0.0).astype(np.float32)

@@ -133,12 +133,13 @@ def prior_sentence(selection: Mapping[str, Any]) -> str:
     text = f"Share of the pool that looks like the source of the labelled images, {how}: {percent(selection['prior'])}"
     if selection["prior_low"] is not None:
         text += f" (95 % interval {percent(selection['prior_low'])} to {percent(selection['prior_high'])})"
-    if selection["precision"] is None:
+    expected = selection["expected"]
+    if expected is None:
         return text + "."
-    between = f"{percent(selection['precision_low'])} to {percent(selection['precision_high'])}"
+    between = f"{percent(expected['precision_low'])} to {percent(expected['precision_high'])}"
     return (
-        f"{text}. Of the picked images {percent(selection['precision'])} are expected to be of it ({between}); "
-        f"they are {percent(selection['recall'])} of all such images in the pool."
+        f"{text}. Of the picked images {percent(expected['precision'])} are expected to be of it ({between}); "
+        f"they are {percent(expected['recall'])} of all such images in the pool."
     )
 
 

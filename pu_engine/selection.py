@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pu_engine.errors import EngineError
-from pu_engine.pick_estimate import PickEstimate, pick_estimate
+from pu_engine.pick_estimate import believed, pick_estimate
+from pu_engine.pick_types import PickEstimate
 from pu_engine.pick_weights import pick_weights
 from pu_engine.pool import open_pool
 from pu_engine.pool_order import SCORES, PoolOrder, TeacherView, order_pool, teacher_view
@@ -94,12 +95,9 @@ def run(inputs: SelectionInputs, out: Path, progress: Progress) -> Selection:
     )
     _check_rich_enough(int(picks.picked.sum()), classes, "Selection picks")
 
-    reason, weights = (
-        reasons(order, picks.picked, held_out, options.rule),
-        pick_weights(order.score, picks.picked, whole),
-    )
-    write_selection(out / FILE, keys, order, view, weights=weights, reason=reason)
-    expected = _expected(order, picks.picked)
+    reason = reasons(order, picks.picked, held_out, options.rule)
+    probability = believed(order.score, order.prior) if whole and order.prior is not None else None
+    write_selection(out / FILE, keys, order, view, weights=pick_weights(probability, picks.picked), reason=reason)
     warnings = [
         *order.warnings,
         *held_out_warnings(held_out),
@@ -121,10 +119,7 @@ def run(inputs: SelectionInputs, out: Path, progress: Progress) -> Selection:
         prior_bound=order.evidence.prior.bound if order.evidence else None,
         prior_low=order.interval.low if order.interval else None,
         prior_high=order.interval.high if order.interval else None,
-        precision=expected.precision if expected else None,
-        precision_low=expected.precision_low if expected else None,
-        precision_high=expected.precision_high if expected else None,
-        recall=expected.recall if expected else None,
+        expected=_expected(order, picks.picked),
         separated=order.evidence.separated if order.evidence else None,
         warnings=tuple(warnings),
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pu_engine.distill_types import DistillationOptions
 from pu_engine.fact_types import Latency, TapCandidate, TeacherFacts
 from pu_engine.jsonform import MEASURED
+from pu_engine.pick_types import PickEstimate
 from pu_engine.twin_report import TwinReport
 
 
@@ -200,14 +201,10 @@ class Selection:
     # a pool image.
     prior_bound: float | None = None
     separated: float | None = None
-    # Of the estimated prior, and what it makes of the picks: the share of positives among them, and the share of the
-    # pool's positives that they are. Only the source classifier's order says so.
+    # Of the estimated prior, and what it makes of the picks where the source classifier ordered the pool.
     prior_low: float | None = None
     prior_high: float | None = None
-    precision: float | None = None
-    precision_low: float | None = None
-    precision_high: float | None = None
-    recall: float | None = None
+    expected: PickEstimate | None = None
     warnings: tuple[str, ...] = ()
 
 

@@ -533,6 +533,14 @@ def test_prior_sentence_tells_given_from_estimated() -> None:
     assert "not estimated" in report_page.prior_sentence(chosen | {"prior": None})
 
 
+def test_prior_sentence_says_how_sure_it_is_and_what_it_makes_of_the_picks() -> None:
+    estimate = {"precision": 0.9, "precision_low": 0.85, "precision_high": 0.93, "recall": 0.4}
+    chosen = {"prior": 0.2, "prior_given": False, "prior_low": 0.18, "prior_high": 0.23, "expected": estimate}
+    text = report_page.prior_sentence(chosen)
+    assert "95 % interval 18.0 % to 23.0 %" in text
+    assert "90.0 % are expected to be of it (85.0 % to 93.0 %); they are 40.0 % of all" in text
+
+
 def test_engine_names_the_devices_it_was_built_for() -> None:
     words = report_page.device_words("rtx-sm86", "rtx", "tensorrt_rtx", {"capabilities": "SM86,SM89"})
     assert words == "NVIDIA GPUs with TensorRT for RTX (SM86, SM89)"

@@ -283,8 +283,9 @@ def test_auto_takes_the_pu_order_where_the_source_is_present(tmp_path: Path) -> 
     assert selection.prior_low is not None
     assert selection.prior_high is not None
     assert selection.prior_low <= selection.prior <= selection.prior_high
-    assert selection.precision == pytest.approx(found, abs=0.15)
-    assert selection.recall == pytest.approx(330 * found / own.sum(), abs=0.25)
+    assert selection.expected is not None
+    assert selection.expected.precision == pytest.approx(found, abs=0.15)
+    assert selection.expected.recall == pytest.approx(330 * found / own.sum(), abs=0.25)
 
 
 def test_the_view_that_shows_the_source_is_heard(tmp_path: Path) -> None:
