@@ -106,22 +106,30 @@ def run(inputs: SelectionInputs, out: Path, progress: Progress) -> Selection:
     ]
     for warning in warnings:
         progress.warn(warning)
+    return _selection(order, picks, view, teacher, tuple(warnings))
+
+
+def _selection(
+    order: PoolOrder, picks: Picks, view: TeacherView, teacher: Teacher, warnings: tuple[str, ...]
+) -> Selection:
+    """What the stage found, for the stages after it and the report."""
+    picked = picks.picked
     return Selection(
-        pool_images=len(keys),
-        picked=int(picks.picked.sum()),
+        pool_images=picked.size,
+        picked=int(picked.sum()),
         score=order.name,
         why=order.why,
         prior=order.prior,
         prior_given=order.prior_given,
-        threshold=float(order.score[picks.picked].min()),
-        class_counts=tuple(np.bincount(view.classes[picks.picked], minlength=teacher.classes).tolist()),
+        threshold=float(order.score[picked].min()),
+        class_counts=tuple(np.bincount(view.classes[picked], minlength=teacher.classes).tolist()),
         class_available=tuple(np.bincount(view.classes, minlength=teacher.classes).tolist()),
         prior_bound=order.evidence.prior.bound if order.evidence else None,
         prior_low=order.interval.low if order.interval else None,
         prior_high=order.interval.high if order.interval else None,
-        expected=_expected(order, picks.picked),
+        expected=_expected(order, picked),
         separated=order.evidence.separated if order.evidence else None,
-        warnings=tuple(warnings),
+        warnings=warnings,
     )
 
 
