@@ -200,16 +200,26 @@ def reason(error: grpc.RpcError) -> tuple[str, dict[str, str]]:
 
 
 def stage_children(server: RunningServer) -> list[int]:
-    """Processes that run a stage on this server's data folder."""
+    """Processes that run a stage on this server's data folder.
+
+    A child that is about to begin one still has the server's command line. The server waits for it to exec: whoever
+    stopped it then would stop the server for good.
+    """
     found = []
+    own = command_line(str(server.pid))
     for entry in Path("/proc").iterdir():
-        try:
-            command = (entry / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if str(server.data).encode() in command and entry.name != str(server.pid):
+        command = command_line(entry.name)
+        if str(server.data).encode() in command and command != own:
             found.append(int(entry.name))
     return found
+
+
+def command_line(pid: str) -> bytes:
+    """Of a process; empty where it has ended."""
+    try:
+        return (Path("/proc") / pid / "cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def environment_of(pid: int) -> set[bytes]:
