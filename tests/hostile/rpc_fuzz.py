@@ -28,6 +28,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from punnet.v1 import blob_pb2
+from server.accounts import SCOPES
 from tests.service.accounts import CALL_SECONDS, AccountsServer, call, methods, path_of
 from tests.service.running_server import chunks, image_tar
 
@@ -265,7 +266,7 @@ class Fuzz:
         self.server = server
         self.seed = seed
         self.statuses: Counter[str] = Counter()
-        self._token = server.token("fuzz", "read", "submit", "admin")
+        self._token = server.token("fuzz", *SCOPES)
         self._methods = methods()
         self._channel = server.channel()
         tar = image_tar(4)

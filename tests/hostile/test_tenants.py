@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
-from punnet.v1 import blob_pb2, catalogue_pb2, compression_pb2, job_pb2, options_pb2, pool_pb2
+from punnet.v1 import blob_pb2, build_pb2, catalogue_pb2, compression_pb2, job_pb2, options_pb2, pool_pb2
 from server.callers import tenant
 from tests.service.accounts import AccountsServer, Tenant, methods
 from tests.service.running_server import chunks, image_tar, reason, until
@@ -92,10 +92,15 @@ ASKED: dict[str, Callable[[Tenant, Names], Any]] = {
     "DescribePool": lambda t, n: t.pools.DescribePool(pool_pb2.DescribePoolRequest(name=n.pool)),
     "GetPool": lambda t, n: t.pools.GetPool(pool_pb2.GetPoolRequest(name=n.pool)),
     "DeletePool": lambda t, n: t.pools.DeletePool(pool_pb2.DeletePoolRequest(name=n.pool)),
+    "CreateBuild": lambda t, n: t.builds.CreateBuild(build_pb2.CreateBuildRequest(job_id=n.job, target="jetson-orin")),
+    "RenewBuild": lambda t, n: t.builds.RenewBuild(build_pb2.RenewBuildRequest(job_id=n.job, lease=1)),
+    "FinishBuild": lambda t, n: t.builds.FinishBuild(
+        build_pb2.FinishBuildRequest(job_id=n.job, lease=1, given_back=True)
+    ),
     "InspectTeacher": lambda t, n: t.catalogue.InspectTeacher(inspection(n)),
 }
 # These answer OK whatever is asked; their answers are compared below.
-ANSWERED = {"FindMissingBlobs", "GetUploadStatus", "UploadBlob", "ListJobs", "ListPools"}
+ANSWERED = {"FindMissingBlobs", "GetUploadStatus", "UploadBlob", "ListJobs", "ListPools", "LeaseBuild"}
 NO_TENANTS_DATA = {"GetCapabilities", "ListStudents"}
 ALL_TENANTS = {"CollectGarbage"}  # by a token of scope admin only, which is the operator's
 
@@ -123,7 +128,9 @@ def test_foreign_thing_is_answered_as_one_that_is_not_there(world: World, name: 
             text = text.replace(word, "X")
         said.append((refused.value.code(), code, text))
     assert said[0] == said[1]
-    assert said[0][0] == grpc.StatusCode.NOT_FOUND
+    lost = name in ("RenewBuild", "FinishBuild")  # a lease that one does not hold is lost, whoever has it
+    assert said[0][:2] == (grpc.StatusCode.FAILED_PRECONDITION, "BUILD_LEASE_LOST") or not lost
+    assert said[0][0] == grpc.StatusCode.NOT_FOUND or lost
 
 
 def test_validation_of_a_foreign_teacher_finds_no_blob(world: World) -> None:

@@ -20,6 +20,7 @@ from punnet.v1 import (
     blob_pb2,
     blob_pb2_grpc,
     build_pb2,
+    build_pb2_grpc,
     catalogue_pb2,
     catalogue_pb2_grpc,
     compression_pb2,
@@ -28,6 +29,7 @@ from punnet.v1 import (
     pool_pb2,
     pool_pb2_grpc,
 )
+from server.accounts import SCOPES
 from tests.service.running_server import RunningServer, reason
 
 CALL_SECONDS = 60.0
@@ -102,7 +104,7 @@ class AccountsServer(RunningServer):
 
     def tenant(self, name: str, *scopes: str) -> Tenant:
         """A tenant with a token for these scopes, all of them unless stated."""
-        return Tenant(self, self.token(name, *(scopes or ("read", "submit", "admin"))))
+        return Tenant(self, self.token(name, *(scopes or SCOPES)))
 
 
 @dataclass
@@ -122,6 +124,10 @@ class Tenant:
     @property
     def blobs(self) -> blob_pb2_grpc.BlobServiceStub:
         return blob_pb2_grpc.BlobServiceStub(self.channel())
+
+    @property
+    def builds(self) -> build_pb2_grpc.BuildServiceStub:
+        return build_pb2_grpc.BuildServiceStub(self.channel())
 
     @property
     def pools(self) -> pool_pb2_grpc.PoolServiceStub:
