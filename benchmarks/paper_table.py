@@ -206,13 +206,15 @@ def student_run(data: Data, teacher: nn.Module, key: Mapping[str, Any], folder: 
     steps = int(key["epochs"]) * scale.epoch // options.batch_size
     task = task_of(data, labelled, picked, options, steps=steps, seed=seed, network=module, key=folder.name)
     live = LiveTargets(Sampler(labelled, picked, options, seed), asker(teacher, task), 1.0)
+    before = time.perf_counter()
     train(module, replace(task, source=live), folder, SilentProgress())
+    ended = time.perf_counter()
     shutil.rmtree(folder)
-    seconds = time.perf_counter() - started
     rate = timed_rate(lambda: bare(build(scale.student, SIDE, 3, scale.classes).to(data.device), task, data.device))
     return {
-        "accuracy": accuracy_of(data, module), "n": len(picked), "steps": steps, "seconds": seconds,
-        "images_per_second": steps * options.batch_size / seconds, "bare_images_per_second": options.batch_size / rate,
+        "accuracy": accuracy_of(data, module), "n": len(picked), "steps": steps, "seconds": ended - started,
+        "images_per_second": steps * options.batch_size / (ended - before),
+        "bare_images_per_second": options.batch_size / rate,
     }  # fmt: skip
 
 
