@@ -244,7 +244,7 @@ def picked_for(method: str, data: Data, teacher: nn.Module, labelled: Part, seed
 
 
 def pool_score(method: str, labelled: Part, pool: Part, seed: int) -> NDArray[np.float64]:
-    """The published head's for `paper`; for `default` the PU side's where the source is in the pool, else the content."""
+    """`paper`: the published head. `default`: the PU side where the pool holds the source, else the content score."""
     if labelled.features is None or pool.features is None:
         raise ValueError("the parts have no features")
     own, others = labelled.features.astype(np.float32), pool.features.astype(np.float32)
