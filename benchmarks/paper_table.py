@@ -33,20 +33,22 @@ from benchmarks.distill_runs import Store, in_time, interval
 from benchmarks.paper_pack import SIDE, unpack
 from benchmarks.step import bare, timed_rate
 from benchmarks.table import bar, print_bars, print_table, write_json
+from pu_engine.attention_head import paper_scores
 from pu_engine.batches import Part, Sampler
 from pu_engine.content_scores import (
     background_gaussian,
     class_gaussians,
     confidence,
+    content_score,
     energy,
     moments,
-    rank_sum,
     relative_mahalanobis,
 )
 from pu_engine.distill_types import DistillationOptions, DistillLoss
 from pu_engine.evaluation import model_input, predict
 from pu_engine.progress import SilentProgress
-from pu_engine.pu_classifier import linear_scores, make_halves, pu_scores
+from pu_engine.pu_classifier import source_inputs, source_scores
+from pu_engine.pu_folds import Folds, make_folds
 from pu_engine.quota import class_quotas, pick_balanced, pick_top, random_score
 from pu_engine.source_test import gate_is_open, source_test
 from pu_engine.student_features import FeatureTap
@@ -206,13 +208,15 @@ def student_run(data: Data, teacher: nn.Module, key: Mapping[str, Any], folder: 
     steps = int(key["epochs"]) * scale.epoch // options.batch_size
     task = task_of(data, labelled, picked, options, steps=steps, seed=seed, network=module, key=folder.name)
     live = LiveTargets(Sampler(labelled, picked, options, seed), asker(teacher, task), 1.0)
+    before = time.perf_counter()
     train(module, replace(task, source=live), folder, SilentProgress())
+    ended = time.perf_counter()
     shutil.rmtree(folder)
-    seconds = time.perf_counter() - started
     rate = timed_rate(lambda: bare(build(scale.student, SIDE, 3, scale.classes).to(data.device), task, data.device))
     return {
-        "accuracy": accuracy_of(data, module), "n": len(picked), "steps": steps, "seconds": seconds,
-        "images_per_second": steps * options.batch_size / seconds, "bare_images_per_second": options.batch_size / rate,
+        "accuracy": accuracy_of(data, module), "n": len(picked), "steps": steps, "seconds": ended - started,
+        "images_per_second": steps * options.batch_size / (ended - before),
+        "bare_images_per_second": options.batch_size / rate,
     }  # fmt: skip
 
 
@@ -240,18 +244,24 @@ def picked_for(method: str, data: Data, teacher: nn.Module, labelled: Part, seed
 
 
 def pool_score(method: str, labelled: Part, pool: Part, seed: int) -> NDArray[np.float64]:
-    """nnPU for `paper`; for `default` the same where the pool holds the source, else energy and Mahalanobis by rank."""
+    """`paper`: the published head. `default`: the PU side where the pool holds the source, else the content score."""
     if labelled.features is None or pool.features is None:
         raise ValueError("the parts have no features")
     own, others = labelled.features.astype(np.float32), pool.features.astype(np.float32)
-    halves = make_halves(own, labelled.labels, lambda: [others], np.random.default_rng(seed))
-    test = source_test(0, *linear_scores(halves, seed, SilentProgress()))
-    if method == "paper" or gate_is_open(test.prior):
-        return pu_scores(halves, test.prior.alpha, seed, SilentProgress())
-    background = background_gaussian(moments([others]))
-    return rank_sum(
-        energy(pool.targets), relative_mahalanobis(others, class_gaussians(own, labelled.labels), background)
-    )
+
+    def folds(positive: NDArray[np.float32], unlabelled: NDArray[np.float32]) -> Folds:
+        return make_folds(positive, labelled.labels, lambda: [unlabelled], np.random.default_rng(seed))
+
+    inputs = source_inputs(own, labelled.targets), source_inputs(others, pool.targets)
+    found = source_scores(folds(*inputs), seed, SilentProgress())
+    test = source_test(0, *found)
+    if method == "paper":
+        return paper_scores(folds(own, others), test.prior.alpha, seed, SilentProgress())
+    if gate_is_open(test.prior):
+        return found[1]
+    near, background = class_gaussians(own, labelled.labels), background_gaussian(moments([others]))
+    relative = relative_mahalanobis(others, near, background)
+    return content_score(energy(pool.targets), relative, relative)
 
 
 def asked(teacher: nn.Module, data: Data, images: NDArray[np.uint8], labels: NDArray[np.int64] | None) -> Part:

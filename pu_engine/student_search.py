@@ -29,6 +29,7 @@ MOST_TRIED = 4  # the largest within the limits: larger ones are rarely worse fo
 FIRST_STEPS_SHARE = 0.04  # of the training; four candidates then cost a third of it
 LEAST_STEPS = 20
 WATCHED = 512  # picked images that trials are scored on
+TRIAL_BYTES = 256 * 2**20  # of picked images that trials are trained on: they are held in memory
 KEPT, TRIAL = ".trials.json", ".trial"
 
 Score = Callable[[str, int], float]
@@ -107,7 +108,8 @@ def _apart(picked: Part, seed: int) -> tuple[Part, Part]:
     """Picked images to train trials on, and others, at most a fifth, to score them on."""
     order = np.random.default_rng(seed).permutation(len(picked))
     count = min(WATCHED, len(picked) // 5)
-    return _rows(picked, np.sort(order[count:])), _rows(picked, np.sort(order[:count]))
+    most = max(1, TRIAL_BYTES // max(1, picked.images[:1].nbytes))
+    return _rows(picked, np.sort(order[count : count + most])), _rows(picked, np.sort(order[:count]))
 
 
 def _rows(part: Part, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Part:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -166,8 +167,14 @@ def begin(run: Run) -> TrainingState:
         classes = len(run.objective.weighting.shares)
         average = averaging.start(run.module) if run.task.options.average_decay else {}
         state = TrainingState(class_loss=torch.zeros(classes, dtype=torch.float64), average=average)
+    return on_device(run, state)
+
+
+def on_device(run: Run, state: TrainingState) -> TrainingState:
+    """A restored state beside the module, and its gradient scale in the scaler."""
+    state.average = {name: value.to(run.device) for name, value in state.average.items()}
     if state.gradient_scale:
-        run.scaler.update(state.gradient_scale)
+        run.scaler.load_state_dict(run.scaler.state_dict() | {"scale": state.gradient_scale})
     return state
 
 
@@ -276,7 +283,7 @@ def roll_back(run: Run, state: TrainingState, trouble: str) -> TrainingState:
         f"The loss was {trouble} at step {state.step}; training goes on from step {restored.step} at half the rate."
     )
     restored.rate_scale = ROLL_BACK_SCALE
-    return restored
+    return on_device(run, restored)
 
 
 def diverged(state: TrainingState) -> EngineError:
@@ -300,7 +307,9 @@ def repeatable(threads: int) -> Iterator[None]:
     """Torch with a fixed number of threads and deterministic algorithms; what was set before comes back."""
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
+    # On a GPU some layers of timm's have no deterministic backward: there it is asked for, not insisted on.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     try:
         yield
     finally:
