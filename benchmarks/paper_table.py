@@ -33,20 +33,23 @@ from benchmarks.distill_runs import Store, in_time, interval
 from benchmarks.paper_pack import SIDE, unpack
 from benchmarks.step import bare, timed_rate
 from benchmarks.table import bar, print_bars, print_table, write_json
+from pu_engine.attention_head import paper_scores
 from pu_engine.batches import Part, Sampler
 from pu_engine.content_scores import (
     background_gaussian,
     class_gaussians,
     confidence,
+    content_score,
     energy,
     moments,
-    rank_sum,
     relative_mahalanobis,
 )
 from pu_engine.distill_types import DistillationOptions, DistillLoss
 from pu_engine.evaluation import model_input, predict
+from pu_engine.pool_order import MOST_BELIEVED
 from pu_engine.progress import SilentProgress
-from pu_engine.pu_classifier import linear_scores, make_halves, pu_scores
+from pu_engine.pu_classifier import beliefs, source_inputs, source_scores
+from pu_engine.pu_folds import make_folds
 from pu_engine.quota import class_quotas, pick_balanced, pick_top, random_score
 from pu_engine.source_test import gate_is_open, source_test
 from pu_engine.student_features import FeatureTap
@@ -240,18 +243,27 @@ def picked_for(method: str, data: Data, teacher: nn.Module, labelled: Part, seed
 
 
 def pool_score(method: str, labelled: Part, pool: Part, seed: int) -> NDArray[np.float64]:
-    """nnPU for `paper`; for `default` the same where the pool holds the source, else energy and Mahalanobis by rank."""
+    """The published head for `paper`; for `default` the source classifier where the pool holds the source, else the
+    teacher's own scores.
+    """
     if labelled.features is None or pool.features is None:
         raise ValueError("the parts have no features")
     own, others = labelled.features.astype(np.float32), pool.features.astype(np.float32)
-    halves = make_halves(own, labelled.labels, lambda: [others], np.random.default_rng(seed))
-    test = source_test(0, *linear_scores(halves, seed, SilentProgress()))
-    if method == "paper" or gate_is_open(test.prior):
-        return pu_scores(halves, test.prior.alpha, seed, SilentProgress())
-    background = background_gaussian(moments([others]))
-    return rank_sum(
-        energy(pool.targets), relative_mahalanobis(others, class_gaussians(own, labelled.labels), background)
+    inputs = source_inputs(others, pool.targets)
+    folds = make_folds(
+        source_inputs(own, labelled.targets), labelled.labels, lambda: [inputs], np.random.default_rng(seed)
     )
+    own_score, score = source_scores(folds, seed, SilentProgress())
+    prior = source_test(0, own_score, score).prior
+    if method == "paper":
+        features = make_folds(own, labelled.labels, lambda: [others], np.random.default_rng(seed))
+        return paper_scores(features, prior.alpha, seed, SilentProgress())
+    if gate_is_open(prior):
+        belief = beliefs(score, min(prior.alpha, MOST_BELIEVED))
+        return source_scores(folds, seed, SilentProgress(), belief=belief)[1]
+    background = background_gaussian(moments([others]))
+    near = relative_mahalanobis(others, class_gaussians(own, labelled.labels), background)
+    return content_score(energy(pool.targets), near, near)
 
 
 def asked(teacher: nn.Module, data: Data, images: NDArray[np.uint8], labels: NDArray[np.int64] | None) -> Part:
