@@ -46,9 +46,10 @@ from pu_engine.content_scores import (
 )
 from pu_engine.distill_types import DistillationOptions, DistillLoss
 from pu_engine.evaluation import model_input, predict
+from pu_engine.pool_order import MOST_BELIEVED
 from pu_engine.progress import SilentProgress
-from pu_engine.pu_classifier import source_inputs, source_scores
-from pu_engine.pu_folds import Folds, make_folds
+from pu_engine.pu_classifier import beliefs, source_inputs, source_scores
+from pu_engine.pu_folds import make_folds
 from pu_engine.quota import class_quotas, pick_balanced, pick_top, random_score
 from pu_engine.source_test import gate_is_open, source_test
 from pu_engine.student_features import FeatureTap
@@ -244,24 +245,27 @@ def picked_for(method: str, data: Data, teacher: nn.Module, labelled: Part, seed
 
 
 def pool_score(method: str, labelled: Part, pool: Part, seed: int) -> NDArray[np.float64]:
-    """`paper`: the published head. `default`: the PU side where the pool holds the source, else the content score."""
+    """The published head for `paper`; for `default` the source classifier where the pool holds the source, else the
+    teacher's own scores.
+    """
     if labelled.features is None or pool.features is None:
         raise ValueError("the parts have no features")
     own, others = labelled.features.astype(np.float32), pool.features.astype(np.float32)
-
-    def folds(positive: NDArray[np.float32], unlabelled: NDArray[np.float32]) -> Folds:
-        return make_folds(positive, labelled.labels, lambda: [unlabelled], np.random.default_rng(seed))
-
-    inputs = source_inputs(own, labelled.targets), source_inputs(others, pool.targets)
-    found = source_scores(folds(*inputs), seed, SilentProgress())
-    test = source_test(0, *found)
+    inputs = source_inputs(others, pool.targets)
+    folds = make_folds(
+        source_inputs(own, labelled.targets), labelled.labels, lambda: [inputs], np.random.default_rng(seed)
+    )
+    own_score, score = source_scores(folds, seed, SilentProgress())
+    prior = source_test(0, own_score, score).prior
     if method == "paper":
-        return paper_scores(folds(own, others), test.prior.alpha, seed, SilentProgress())
-    if gate_is_open(test.prior):
-        return found[1]
-    near, background = class_gaussians(own, labelled.labels), background_gaussian(moments([others]))
-    relative = relative_mahalanobis(others, near, background)
-    return content_score(energy(pool.targets), relative, relative)
+        features = make_folds(own, labelled.labels, lambda: [others], np.random.default_rng(seed))
+        return paper_scores(features, prior.alpha, seed, SilentProgress())
+    if gate_is_open(prior):
+        belief = beliefs(score, min(prior.alpha, MOST_BELIEVED))
+        return source_scores(folds, seed, SilentProgress(), belief=belief)[1]
+    background = background_gaussian(moments([others]))
+    near = relative_mahalanobis(others, class_gaussians(own, labelled.labels), background)
+    return content_score(energy(pool.targets), near, near)
 
 
 def asked(teacher: nn.Module, data: Data, images: NDArray[np.uint8], labels: NDArray[np.int64] | None) -> Part:
