@@ -199,7 +199,7 @@ def test_probed_images_are_kept_with_their_logits(tmp_path: Path) -> None:
 def test_order_of_outputs_is_found_from_the_images(tmp_path: Path) -> None:
     teacher, _, _ = take_in(tmp_path, teacher_bytes(("green", "amber", "blue")), EVENLY)
     assert teacher.class_order == {"amber": 1, "blue": 2, "green": 0}
-    assert any("class_names" in text for text in teacher.warnings)
+    assert any("state class names" in text for text in teacher.warnings)
     stated, _, _ = take_in(
         tmp_path, teacher_bytes(("green", "amber", "blue")), EVENLY, class_names=("green", "amber", "blue")
     )

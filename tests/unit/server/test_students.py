@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
@@ -11,47 +12,53 @@ from punnet.errors import PunnetError
 from server.students import StudentCatalogue
 
 
-def children_below(folder: Path) -> list[str]:
-    """Processes whose command line names the folder."""
-    found = []
+def running() -> set[str]:
+    """The children of this process that ask the engine: before they are confined, or after."""
+    found = set()
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdigit() and str(folder).encode() in (entry / "cmdline").read_bytes():
-                found.append(entry.name)
+            if entry.name.isdigit() and b"pu_engine.students" in (entry / "cmdline").read_bytes():
+                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
+                found |= {entry.name} if int(parent) == os.getpid() else set()
         except OSError:  # it ended meanwhile
             continue
     return found
 
 
+async def started() -> set[str]:
+    """The children, once there is one."""
+    while not (children := await asyncio.to_thread(running)):
+        await asyncio.sleep(0.01)
+    return children
+
+
 def test_cancelled_question_leaves_no_child(tmp_path: Path) -> None:
     async def ask_and_go_away() -> None:
         asking = asyncio.create_task(StudentCatalogue(tmp_path).list(""))
-        while not await asyncio.to_thread(children_below, tmp_path):
-            await asyncio.sleep(0.01)
+        await started()
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
 
     asyncio.run(ask_and_go_away())
-    assert children_below(tmp_path) == []
+    assert running() == set()
 
 
 def test_question_of_a_caller_who_went_away_goes_on_for_the_next(tmp_path: Path) -> None:
     async def scenario() -> None:
         catalogue = StudentCatalogue(tmp_path)
         first = asyncio.create_task(catalogue.list(""))
-        while not (children := await asyncio.to_thread(children_below, tmp_path)):
-            await asyncio.sleep(0.01)
+        children = await started()
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first
         second = asyncio.create_task(catalogue.list(""))
         await asyncio.sleep(0.1)
-        assert await asyncio.to_thread(children_below, tmp_path) == children
+        assert await asyncio.to_thread(running) == children
         second.cancel()
 
     asyncio.run(scenario())
-    assert children_below(tmp_path) == []
+    assert running() == set()
 
 
 @pytest.mark.slow  # the engine imports timm, twice
