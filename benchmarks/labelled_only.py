@@ -20,7 +20,7 @@ from pu_engine.archive import Limits, read_members
 from pu_engine.compression import run_stages
 from pu_engine.distill_types import DistillationOptions
 from pu_engine.jsonform import to_json
-from pu_engine.pipeline import GATHERING, INTAKE, SCORING, SELECTION
+from pu_engine.pipeline import BUDGET, GATHERING, INTAKE, SCORING, SELECTION
 from pu_engine.pool import pool_folder
 from pu_engine.pool_types import IngestInputs
 from pu_engine.progress import SilentProgress
@@ -75,7 +75,7 @@ def train_labelled_only(
         "distillation": {"steps": steps, "batch_size": batch_size},
         "seed": seed,
     }
-    stages = (INTAKE, SCORING, SELECTION, GATHERING)
+    stages = (INTAKE, SCORING, BUDGET, SELECTION, GATHERING)
     folders = dict(run_stages(stages, spec, work / "stages", threads=THREADS, progress=SilentProgress()))
     gathering = without_picks(Path(folders["gathering"]["path"]), work / "arrays")
     inputs = DistillationInputs(
