@@ -195,8 +195,10 @@ def draw_weights(picked: Part, draws: str) -> NDArray[np.float64] | None:
 
     `weighted` takes the weights that selection gave; `balanced` also brings the teacher's classes to equal shares.
     """
+    if not len(picked):
+        return None
     given = None if picked.weights is None or np.ptp(picked.weights) == 0 else picked.weights.astype(np.float64)
-    if draws != "balanced" or not len(picked):
+    if draws != "balanced":
         return given if draws == "weighted" else None
     base = np.ones(len(picked)) if given is None else given
     classes = picked.targets.mean(axis=1).argmax(axis=1)

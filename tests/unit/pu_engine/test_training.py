@@ -273,6 +273,11 @@ def test_balanced_draws_bring_the_classes_to_equal_shares() -> None:
     assert draw_weights(given, "weighted") is not None
 
 
+@pytest.mark.parametrize("draws", ["weighted", "balanced", "uniform"])
+def test_no_picked_image_has_no_weights(draws: str) -> None:
+    assert draw_weights(replace(part(0), weights=np.zeros(0, np.float32)), draws) is None
+
+
 def test_checkpoints_of_other_inputs_are_ignored(task: Task, tmp_path: Path) -> None:
     train(network(), task, tmp_path / "c", SilentProgress())
     module = network()
