@@ -13,7 +13,7 @@ def keep_large_buffers() -> None:
     """Has freed buffers of the size of chunks used again instead of given back; glibc only, elsewhere nothing.
 
     Every chunk is a few buffers of a MiB. By default glibc returns each to the kernel, which hands out and clears
-    fresh pages for the next: a sixth of an upload's processor time in the server. At most 32 MiB a thread's arena stay.
+    fresh pages for the next, which `benchmarks.transport` shows. At most 32 MiB a thread's arena stay.
     """
     if sys.platform != "linux":
         return

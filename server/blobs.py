@@ -29,7 +29,7 @@ from server.folders import DataFolder, fsync_folder
 from server.job_spec import digests_of
 
 BATCH_BYTES = 1 << 20  # handed to a thread at once
-DOWNLOAD_CHUNK_BYTES = 1 << 20  # with freed buffers kept, a sixth less processor time than 256 KiB
+DOWNLOAD_CHUNK_BYTES = 1 << 20  # with freed buffers kept, cheaper than smaller ones
 REHASH_BYTES = 1 << 20
 DISK_THREADS = 4
 SYNC_THREADS = 16  # the filesystem commits their syncs together: a thousand files take a third to a half of the time
