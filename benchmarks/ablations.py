@@ -10,10 +10,8 @@ kept as in `benchmarks.distill`.
 from __future__ import annotations
 
 import argparse
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -22,14 +20,15 @@ import torch
 
 from benchmarks import distill
 from benchmarks.conditions import conditions
-from benchmarks.distill_images import SIDE, Drawn, Images, draw_set, read_images
-from benchmarks.distill_rows import ROWS, Picking
+from benchmarks.distill_images import SIDE, load_images, read_set
 from benchmarks.distill_runs import Store, in_time, interval, measured
-from benchmarks.selection_images import Sizes
+from benchmarks.selection_images import first_labelled
+from benchmarks.selection_scores import open_teacher
 from benchmarks.table import print_table, write_json
 from pu_engine.augmentation import augment
 from pu_engine.batches import BANK_STREAM, Part, derived_seed
 from pu_engine.distill_types import DistillationOptions, DistillLoss
+from pu_engine.scorer import Scorer
 
 BASE = "default"
 SAME_VIEW = "same view (bank of 4)"
@@ -78,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts = conditions(
         teacher=options.teacher.name, labelled_a_class=options.labelled, picked=options.picked, steps=options.steps,
         pool=options.pool, pool_images=options.pool_images, part=options.part, threads=options.threads,
+        student=options.student, trained_on=options.device,
     )  # fmt: skip
     store = Store(options.cache / "ablations")
     keys = [distill.key_of(options, name, seed) for seed in range(options.seeds) for name in options.rows]
@@ -112,50 +112,43 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def run_missing(options: argparse.Namespace, store: Store, keys: Sequence[distill.Run]) -> None:
     """Train and measure each missing run on the default's picks."""
-    sizes = Sizes(pool=options.pool_images)
-    images = read_images(
-        options.data, options.teacher, options.part, sizes=sizes, originals=options.originals, cache=options.cache,
-        threads=options.threads,
-    )  # fmt: skip
-    sets: dict[int, tuple[Drawn, Part]] = {}
-    with tempfile.TemporaryDirectory() as work:
-        for key in in_time(keys, options.minutes):
-            seed, training = key["seed"], ABLATIONS[key["row"]](DistillationOptions(batch_size=options.batch_size))
-            # As many images seen: fewer a step take more steps.
-            steps = options.steps * options.batch_size // training.batch_size
-            if seed not in sets:
-                sets = {seed: picked_for(options, images, sizes, seed, Path(work) / str(seed))}
-            drawn, picked = sets[seed]
-            if training.targets == "views":
-                labelled = bank(images, drawn.labelled, seed, "labelled")
-                drawn, picked = replace(drawn, labelled=labelled), bank(images, picked, seed, "picked")
-            found = measured(
-                images, drawn, picked, training, steps=steps, seed=seed, folder=store.scratch(key),
-                threads=options.threads,
-            )  # fmt: skip
-            store.keep(key, found)
-            print(f"{key['row']}, seed {seed}: {found['accuracy']:.4f} in {found['seconds']:.0f} s", flush=True)
+    distill.choose_missing(options, [(BASE, key | {"row": BASE}) for key in unique_seeds(keys)])
+    if options.prepare:
+        return
+    images = load_images(distill.images_folder(options))
+    for key in in_time(keys, options.minutes):
+        training = ABLATIONS[key["row"]](DistillationOptions(batch_size=options.batch_size))
+        # As many images seen: fewer a step take more steps.
+        steps = options.steps * options.batch_size // training.batch_size
+        chosen = read_set(distill.set_path(options, key | {"row": BASE}))
+        labelled, held_out, picked = chosen.parts(images)
+        if training.targets == "views":
+            scorer, _ = open_teacher(options.teacher, first_labelled(options.data), options.cache)
+            labelled, picked = (bank(scorer, part, key["seed"], n) for n, part in enumerate((labelled, picked)))
+        found = measured(
+            images, labelled, held_out, picked, training, steps=steps, seed=key["seed"], folder=store.scratch(key),
+            threads=options.threads, student=options.student, device=options.device,
+        )  # fmt: skip
+        store.keep(key, found)
+        print(f"{key['row']}, seed {key['seed']}: {found['accuracy']:.4f} in {found['seconds']:.0f} s", flush=True)
 
 
-def picked_for(options: argparse.Namespace, images: Images, sizes: Sizes, seed: int, work: Path) -> tuple[Drawn, Part]:
-    """The default's picks of one seed."""
-    drawn = draw_set(images, options.pool, a_class=options.labelled, sizes=sizes, seed=seed, work=work)
-    plain = DistillationOptions(batch_size=options.batch_size)
-    picking = Picking(images=images, drawn=drawn, count=options.picked, seed=seed, options=plain, steps=options.steps)
-    return drawn, ROWS["default"].pick(picking)
+def unique_seeds(keys: Sequence[distill.Run]) -> list[distill.Run]:
+    """One key of each seed."""
+    return list({key["seed"]: key for key in keys}.values())
 
 
-def bank(images: Images, part: Part, seed: int, name: str) -> Part:
+def bank(scorer: Scorer, part: Part, seed: int, stream: int) -> Part:
     """A part with a bank of crops and mirrors, the teacher run on each."""
     views: list[np.ndarray[Any, Any]] = []
     for view in range(BANK_VIEWS):
-        generator = torch.Generator().manual_seed(derived_seed(seed, BANK_STREAM, len(name), view))
+        generator = torch.Generator().manual_seed(derived_seed(seed, BANK_STREAM, stream, view))
         pixels = torch.from_numpy(np.ascontiguousarray(part.images))
         views.append(augment(pixels, torch.zeros(len(part), 2, 0), generator)[0].numpy())
-    batch = images.scorer.batch
+    batch = scorer.batch
     logits = [
-        np.concatenate([images.scorer.logits(view[i : i + batch]) for i in range(0, len(view), batch)])
-        if len(view) else np.zeros((0, images.teacher.classes), np.float32)
+        np.concatenate([scorer.logits(view[i : i + batch]) for i in range(0, len(view), batch)])
+        if len(view) else np.zeros((0, scorer.teacher.classes), np.float32)
         for view in views
     ]  # fmt: skip
     shape = (len(part), BANK_VIEWS, SIDE, SIDE, 3)

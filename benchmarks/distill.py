@@ -6,12 +6,15 @@
 A seed redraws labelled images, pool, picks and the student's first weights; the rows of one seed are paired. Finished
 runs are kept beside the cache: the same command goes on where an earlier one was stopped, and `--minutes` ends it
 between two runs. Nothing is chosen on the test images. `--quick`: the pool `mix`; random, default and originals with 3
-seeds, paper with 1.
+seeds, paper with 1. `--prepare` only asks the teacher and picks: what it leaves in the cache is all that
+training needs, on another machine with `--device cuda` too.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +22,9 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.conditions import conditions
-from benchmarks.distill_images import draw_set, read_images
+from benchmarks.distill_images import ChosenSet, ask, draw_pool, is_kept, load_images, read_set
 from benchmarks.distill_rows import ROWS, Picking
-from benchmarks.distill_runs import Store, in_time, interval, measured, ratio_interval
+from benchmarks.distill_runs import STUDENTS, Store, in_time, interval, measured, ratio_interval
 from benchmarks.selection import POOLS
 from benchmarks.selection_images import SHARDS, Sizes
 from benchmarks.table import bar, print_bars, print_table, write_json
@@ -48,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts = conditions(
         teacher=options.teacher.name, labelled_a_class=options.labelled, picked=options.picked, steps=options.steps,
         pool=options.pool, pool_images=options.pool_images, part=options.part, threads=options.threads,
+        student=options.student, trained_on=options.device,
     )  # fmt: skip
     store = Store(options.cache / "runs")
     keys = [key_of(options, name, seed) for name, seeds in rows_of(options).items() for seed in range(seeds)]
@@ -93,6 +97,11 @@ def add_setting(parser: argparse.ArgumentParser) -> None:
         "--share", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="run the I-th of N parts"
     )
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--student", choices=tuple(STUDENTS), default="small", help="small: ResNet-14 on a quarter of the pixels"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="to train on")
+    parser.add_argument("--prepare", action="store_true", help="pick and stop")
     parser.add_argument("--cache", type=Path, default=Path(".bench/distill"))
     parser.add_argument("--out", type=Path, required=True)
 
@@ -102,47 +111,68 @@ def rows_of(options: argparse.Namespace) -> dict[str, int]:
     return QUICK_SEEDS if options.quick else dict.fromkeys(options.rows, options.seeds)
 
 
+PICKED_BY = ("teacher", "labelled", "picked", "steps", "batch_size", "pool", "pool_images", "part", "originals")
+
+
 def key_of(options: argparse.Namespace, row: str, seed: int) -> Run:
     """What a run is reused by."""
-    taken = ("labelled", "picked", "steps", "batch_size", "pool", "pool_images", "part", "threads")
-    more = {"originals": options.originals} if row == "originals" else {}
-    return {
-        "row": row,
-        "seed": seed,
-        "teacher": options.teacher.stem,
-        **{n: getattr(options, n) for n in taken},
-        **more,
-    }
+    known = vars(options) | {"teacher": options.teacher.stem}
+    return {"row": row, "seed": seed} | {n: known[n] for n in (*PICKED_BY, "threads", "student", "device")}
+
+
+def set_path(options: argparse.Namespace, key: Run) -> Path:
+    """Where what a run is trained on is kept."""
+    known = json.dumps([key["row"], key["seed"], *(key[n] for n in PICKED_BY)])
+    return Path(options.cache) / "sets" / f"{hashlib.sha256(known.encode()).hexdigest()[:20]}.npz"
+
+
+def images_folder(options: argparse.Namespace) -> Path:
+    """Where the arrays of all sources are kept."""
+    return Path(options.cache) / f"{options.teacher.stem}-{options.part}-{options.pool_images}-{options.originals}"
 
 
 def run_missing(options: argparse.Namespace, store: Store, keys: Sequence[Run]) -> None:
-    """Train and measure each missing run, seed by seed."""
+    """Pick where that was not done, then train and measure each missing run."""
+    choose_missing(options, [(key["row"], key) for key in keys])
+    if options.prepare:
+        return
+    images = load_images(images_folder(options))
+    for key in in_time(keys, options.minutes):
+        training = ROWS[key["row"]].change(DistillationOptions(batch_size=options.batch_size))
+        labelled, held_out, picked = read_set(set_path(options, key)).parts(images)
+        found = measured(
+            images, labelled, held_out, picked, training, steps=options.steps, seed=key["seed"],
+            folder=store.scratch(key), threads=options.threads, student=options.student, device=options.device,
+        )  # fmt: skip
+        store.keep(key, found)
+        print(f"{key['row']}, seed {key['seed']}: {found['accuracy']:.4f} in {found['seconds']:.0f} s", flush=True)
+
+
+def choose_missing(options: argparse.Namespace, wanted: Sequence[tuple[str, Run]]) -> None:
+    """Draw the pools and pick by the rows, seed by seed, unless the cache has the sets."""
+    folder = images_folder(options)
+    missing = [(row, key) for row, key in wanted if not set_path(options, key).is_file()]
+    if is_kept(folder) and not missing:
+        return
     sizes = Sizes(pool=options.pool_images)
-    images = read_images(
+    asked = ask(
         options.data, options.teacher, options.part, sizes=sizes, originals=options.originals, cache=options.cache,
-        threads=options.threads,
+        threads=options.threads, folder=folder,
     )  # fmt: skip
-    drawn, drawn_for = None, -1
     with tempfile.TemporaryDirectory() as work:
-        for key in in_time(keys, options.minutes):
-            seed, row = key["seed"], ROWS[key["row"]]
-            if drawn is None or drawn_for != seed:
-                drawn = draw_set(
-                    images, options.pool, a_class=options.labelled, sizes=sizes, seed=seed, work=Path(work) / str(seed)
-                )
-                drawn_for = seed
-            training = row.change(DistillationOptions(batch_size=options.batch_size))
-            picked = row.pick(
-                Picking(
-                    images=images, drawn=drawn, count=options.picked, seed=seed, options=training, steps=options.steps
-                )
+        for seed in sorted({key["seed"] for _, key in missing}):
+            pool = draw_pool(
+                asked, options.pool, a_class=options.labelled, sizes=sizes, seed=seed, work=Path(work) / str(seed)
             )
-            found = measured(
-                images, drawn, picked, training, steps=options.steps, seed=seed, folder=store.scratch(key),
-                threads=options.threads,
-            )  # fmt: skip
-            store.keep(key, found)
-            print(f"{key['row']}, seed {seed}: {found['accuracy']:.4f} in {found['seconds']:.0f} s", flush=True)
+            for name, key in missing:
+                if key["seed"] == seed:
+                    training = ROWS[name].change(DistillationOptions(batch_size=options.batch_size))
+                    picking = Picking(
+                        asked=asked, pool=pool, count=options.picked, seed=seed, options=training, steps=options.steps
+                    )
+                    chosen = ChosenSet(labelled=pool.labelled, picked=ROWS[name].pick(picking))
+                    chosen.write(set_path(options, key))
+                    print(f"{name}, seed {seed}: {len(chosen.picked.origin):,} picked", flush=True)
 
 
 def summary(runs: Sequence[Run]) -> list[Run]:

@@ -1,12 +1,14 @@
 """Training sets of the distillation benchmarks: pools as the selection benchmark draws them, with their pixels.
 
-All that the teacher says and all pixels are kept in the cache; a set is put together from them in a second.
+Asking the teacher and picking need the engine and the data; what comes of it is kept in the cache as plain arrays, from
+which a set is put together in a second, on another machine too.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,102 +17,195 @@ from numpy.typing import NDArray
 from benchmarks.quickstart import read_members
 from benchmarks.selection_images import Sizes, Source, first_labelled, read
 from benchmarks.selection_scores import DrawnPool, Scored, draw, open_teacher, scored
-from pu_engine.array_file import is_whole
 from pu_engine.batches import Part
 from pu_engine.images import decode_resized
+from pu_engine.results import write_atomic
 from pu_engine.score_files import CLEAN_VIEW
 from pu_engine.scorer import Scorer
 from pu_engine.types import Teacher
 
 SIDE = 32
 HELD_OUT_SHARE = 10  # one labelled image in ten is watched, not trained on
-ORIGINALS, TEST = "originals", "test"
+LABELLED, ORIGINALS, TEST = "labelled", "originals", "test"
+SHOWN = (LABELLED, "mixed", "natural", "junk", ORIGINALS, TEST)
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What training must know of the teacher."""
+
+    classes: int
+    class_names: tuple[str, ...]
+    accuracy: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Images:
-    """Every source with what the teacher says of it and its pixels, uint8 [n, 32, 32, 3]."""
+    """Every source as training sees it: pixels uint8 [n, 32, 32, 3], the teacher's logits [n, 2, K] and last tap
+    [n, W], and labels [n] where it has some.
+    """
+
+    facts: Facts
+    arrays: Mapping[str, Part]
+    relations: NDArray[np.str_]  # of the natural pool's images to the teacher's classes; measures only
+
+    def part(self, source: str, rows: Rows, *, labelled: bool) -> Part:
+        """Rows of one source as a part of a training set."""
+        whole = self.arrays[source]
+        return Part(
+            images=whole.images[rows],
+            targets=whole.targets[rows],
+            labels=whole.labels[rows] if labelled else np.zeros(0, np.int64),
+            features=None if whole.features is None else whole.features[rows],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Chosen:
+    """Images of several sources: [n, 2], which source, and its row; how often each is drawn, where not all alike."""
+
+    sources: tuple[str, ...]
+    origin: Rows
+    weights: NDArray[np.float32] | None = None
+
+    def part(self, images: Images) -> Part:
+        """The picked part of a training set."""
+        parts = [
+            images.part(name, self.origin[self.origin[:, 0] == i, 1], labelled=False)
+            for i, name in enumerate(self.sources)
+        ]
+        back = np.argsort(np.concatenate([np.flatnonzero(self.origin[:, 0] == i) for i in range(len(self.sources))]))
+        return Part(
+            images=np.concatenate([p.images for p in parts])[back],
+            targets=np.concatenate([p.targets for p in parts])[back],
+            labels=np.zeros(0, np.int64),
+            weights=self.weights,
+            features=np.concatenate([p.features for p in parts if p.features is not None])[back],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ChosenSet:
+    """The training set of one run: rows of the source `labelled`, and what was picked."""
+
+    labelled: Rows
+    picked: Chosen
+
+    def parts(self, images: Images) -> tuple[Part, Part, Part]:
+        """Labelled images to train on, those to watch, and the picked ones."""
+        watched = np.arange(len(self.labelled)) % HELD_OUT_SHARE == 0
+        return (
+            images.part(LABELLED, self.labelled[~watched], labelled=True),
+            images.part(LABELLED, self.labelled[watched], labelled=True),
+            self.picked.part(images),
+        )
+
+    def write(self, path: Path) -> None:
+        """Keep the set."""
+        weights = np.zeros(0, np.float32) if self.picked.weights is None else self.picked.weights
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".part").open("wb") as file:
+            np.savez(
+                file, labelled=self.labelled, sources=np.array(self.picked.sources), origin=self.picked.origin,
+                weights=weights,
+            )  # fmt: skip
+        path.with_suffix(".part").rename(path)
+
+
+def read_set(path: Path) -> ChosenSet:
+    """A set that was kept."""
+    with np.load(path) as kept:
+        picked = Chosen(
+            sources=tuple(map(str, kept["sources"])), origin=kept["origin"],
+            weights=kept["weights"] if len(kept["weights"]) else None,
+        )  # fmt: skip
+        return ChosenSet(labelled=kept["labelled"], picked=picked)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Asked:
+    """The teacher with what it said of each source, all that picking needs."""
 
     scorer: Scorer
-    folder: Path
     scored: Mapping[str, Scored]
-    pixels: Mapping[str, NDArray[np.uint8]]
 
     @property
     def teacher(self) -> Teacher:
         """What intake found."""
         return self.scorer.teacher
 
-    def labels(self, source: str) -> NDArray[np.int64]:
-        """The teacher's output index of each image of a labelled source."""
-        return np.array([self.teacher.class_order[label] for label in self.scored[source].source.labels], np.int64)
 
-    def part(self, source: str, rows: NDArray[np.int64], *, labelled: bool) -> Part:
-        """Rows of one source as a part of a training set."""
-        return Part(
-            images=self.pixels[source][rows],
-            targets=self.scored[source].logits[rows],
-            labels=self.labels(source)[rows] if labelled else np.zeros(0, np.int64),
-            features=self.features(source, rows),
-        )
-
-    def features(self, source: str, rows: NDArray[np.int64]) -> NDArray[np.float16]:
-        """The teacher's last tap, [n, W]."""
-        return self.scored[source].features[rows, CLEAN_VIEW, -self.teacher.taps[-1].width :]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Drawn:
-    """One pool drawn by a seed, with the labelled images to train on and those to watch."""
-
-    pool: DrawnPool
-    labelled: Part
-    held_out: Part
-
-
-def read_images(
-    data: Path, teacher: Path, part: str, *, sizes: Sizes, originals: int, cache: Path, threads: int
-) -> Images:
-    """Read all sources and ask the teacher; what was done before is taken from the cache.
+def ask(
+    data: Path, teacher: Path, part: str, *, sizes: Sizes, originals: int, cache: Path, threads: int, folder: Path
+) -> Asked:  # fmt: skip
+    """Read all sources, ask the teacher, and keep in `folder` what training needs.
 
     Args:
         originals: training images for the upper bound, alike for each class, none of them labelled.
     """
-    scorer, folder = open_teacher(teacher, first_labelled(data), cache)
+    scorer, scores = open_teacher(teacher, first_labelled(data), cache)
     sources = read(data, part, sizes)
-    sources[ORIGINALS] = _originals(data, originals, set(sources["labelled"].files))
+    sources[ORIGINALS] = _originals(data, originals, set(sources[LABELLED].files))
     sources[TEST] = _source(TEST, list(read_members(data / "cifar10-test.tar.gz")))
-    found = {name: scored(source, scorer, folder, threads) for name, source in sources.items()}
+    asked = Asked(
+        scorer=scorer, scored={name: scored(sources[name], scorer, scores, threads) for name in SHOWN}
+    )  # fmt: skip
+    if not is_kept(folder):
+        keep_images(asked, folder)
+    return asked
+
+
+def is_kept(folder: Path) -> bool:
+    """Whether all that training needs is there."""
+    return (folder / "teacher.json").is_file()
+
+
+def keep_images(asked: Asked, folder: Path) -> None:
+    """Write each source's arrays, and last what the teacher is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    last = asked.teacher.taps[-1].width
+    for name, found in asked.scored.items():
+        labels = [asked.teacher.class_order[label] for label in found.source.labels]
+        pixels = [decode_resized(file, SIDE, SIDE, 3, "stretch") for file in found.source.files]
+        np.save(folder / f"{name}.pixels.npy", np.stack(pixels))
+        np.save(folder / f"{name}.logits.npy", found.logits)
+        np.save(folder / f"{name}.features.npy", found.features[:, CLEAN_VIEW, -last:])
+        np.save(folder / f"{name}.labels.npy", np.array(labels, np.int64))
+    np.save(folder / "relations.npy", np.array(asked.scored["natural"].source.relations))
+    facts = Facts(
+        classes=asked.teacher.classes, class_names=asked.teacher.class_names, accuracy=asked.teacher.accuracy
+    )  # fmt: skip
+    write_atomic(folder / "teacher.json", json.dumps(asdict(facts)).encode())
+
+
+def load_images(folder: Path) -> Images:
+    """What `keep_images` wrote."""
+    facts = json.loads((folder / "teacher.json").read_text())
+    arrays = {
+        name: Part(
+            images=np.load(folder / f"{name}.pixels.npy", mmap_mode="r"),
+            targets=np.load(folder / f"{name}.logits.npy"),
+            labels=np.load(folder / f"{name}.labels.npy"),
+            features=np.load(folder / f"{name}.features.npy"),
+        )
+        for name in SHOWN
+    }
     return Images(
-        scorer=scorer, folder=folder, scored=found,
-        pixels={name: _pixels(folder / f"{part}-{name}-{len(s.files)}.pixels.npy", s) for name, s in sources.items()},
+        facts=Facts(**facts | {"class_names": tuple(facts["class_names"])}), arrays=arrays,
+        relations=np.load(folder / "relations.npy"),
     )  # fmt: skip
 
 
-def draw_set(images: Images, pool: str, *, a_class: int, sizes: Sizes, seed: int, work: Path) -> Drawn:
+def draw_pool(asked: Asked, pool: str, *, a_class: int, sizes: Sizes, seed: int, work: Path) -> DrawnPool:
     """The pool and the labelled images of one seed."""
-    sources = {name: images.scored[name] for name in ("labelled", "mixed", "natural", "junk")}
-    drawn = draw(pool, sources, a_class=a_class, sizes=sizes, seed=seed, scorer=images.scorer, work=work)
-    watched = np.arange(len(drawn.labelled)) % HELD_OUT_SHARE == 0
-    return Drawn(
-        pool=drawn,
-        labelled=images.part("labelled", drawn.labelled[~watched], labelled=True),
-        held_out=images.part("labelled", drawn.labelled[watched], labelled=True),
-    )
+    return draw(pool, asked.scored, a_class=a_class, sizes=sizes, seed=seed, scorer=asked.scorer, work=work)
 
 
-def picked_part(images: Images, drawn: DrawnPool, rows: NDArray[np.int64], weights: NDArray[np.float32] | None) -> Part:
-    """Rows of a drawn pool as the picked part of a training set."""
-    origin = drawn.origin[rows]
-    parts = [images.part(name, origin[origin[:, 0] == i, 1], labelled=False) for i, name in enumerate(drawn.sources)]
-    back = np.argsort(np.concatenate([np.flatnonzero(origin[:, 0] == i) for i in range(len(drawn.sources))]))
-    return Part(
-        images=np.concatenate([p.images for p in parts])[back],
-        targets=np.concatenate([p.targets for p in parts])[back],
-        labels=np.zeros(0, np.int64),
-        weights=None if weights is None else weights[rows],
-        features=np.concatenate([p.features for p in parts if p.features is not None])[back],
-    )
+def chosen_rows(drawn: DrawnPool, rows: Rows, weights: NDArray[np.float32] | None = None) -> Chosen:
+    """Rows of a drawn pool; `weights` [N] of the whole pool."""
+    return Chosen(sources=drawn.sources, origin=drawn.origin[rows], weights=None if weights is None else weights[rows])
 
 
 def _originals(data: Path, count: int, labelled: set[bytes]) -> Source:
@@ -126,11 +221,3 @@ def _source(name: str, members: Sequence[tuple[str, bytes]]) -> Source:
     return Source(
         name=name, files=tuple(content for _, content in members), labels=tuple(Path(n).parent.name for n, _ in members)
     )
-
-
-def _pixels(path: Path, source: Source) -> NDArray[np.uint8]:
-    shape = (len(source.files), SIDE, SIDE, 3)
-    if not is_whole(path, shape, np.uint8):
-        np.save(path, np.stack([decode_resized(file, SIDE, SIDE, 3, "stretch") for file in source.files]))
-    pixels: NDArray[np.uint8] = np.load(path, mmap_mode="r")
-    return pixels

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.distill_images import ORIGINALS, Drawn, Images, picked_part
-from pu_engine.batches import Part
+from benchmarks.distill_images import ORIGINALS, Asked, Chosen, chosen_rows
+from benchmarks.selection_scores import DrawnPool
 from pu_engine.distill_types import DistillationOptions, DistillLoss
 from pu_engine.pick_estimate import believed
 from pu_engine.pick_weights import pick_weights
@@ -32,15 +32,15 @@ LABELS_ALONE = DistillLoss(kl=0.0, labels=1.0)
 class Picking:
     """What a row picks from: the pool of a seed, the count, and the training's own options."""
 
-    images: Images
-    drawn: Drawn
+    asked: Asked
+    pool: DrawnPool
     count: int
     seed: int
     options: DistillationOptions
     steps: int
 
 
-Pick = Callable[[Picking], Part]
+Pick = Callable[[Picking], Chosen]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,46 +55,47 @@ class Row:
 def by_score(score: str, rule: str) -> Pick:
     """The engine's own selection with a score and a rule, at the row's count."""
 
-    def picked(of: Picking) -> Part:
+    def picked(of: Picking) -> Chosen:
         return _selected(of, SelectionOptions(score=score, rule=rule, count=of.count))
 
     return picked
 
 
-def nothing(of: Picking) -> Part:
+def nothing(of: Picking) -> Chosen:
     """No picked image."""
-    return picked_part(of.images, of.drawn.pool, np.zeros(0, np.int64), None)
+    return chosen_rows(of.pool, np.zeros(0, np.int64))
 
 
-def oracle(of: Picking) -> Part:
+def oracle(of: Picking) -> Chosen:
     """Images that are right to pick, at most the count, by the truth: an upper bound, not a method."""
-    right = np.flatnonzero(of.drawn.pool.right)
-    return picked_part(of.images, of.drawn.pool, _some(right, of.count, of.seed), None)
+    right = np.flatnonzero(of.pool.right)
+    return chosen_rows(of.pool, _some(right, of.count, of.seed))
 
 
-def whole_pool(of: Picking) -> Part:
+def whole_pool(of: Picking) -> Chosen:
     """Every image of the pool."""
-    return picked_part(of.images, of.drawn.pool, np.arange(len(of.drawn.pool.right)), None)
+    return chosen_rows(of.pool, np.arange(len(of.pool.right)))
 
 
-def default(of: Picking) -> Part:
+def default(of: Picking) -> Chosen:
     """What Punnet does by itself: the count by the budget, and for long trainings the whole pool by weight."""
     draws = int(of.steps * of.options.batch_size * (1.0 - of.options.labelled_share))
-    count = max(of.count, default_count(len(of.drawn.pool.right), draws))
+    count = max(of.count, default_count(len(of.pool.right), draws))
     return _selected(of, SelectionOptions(), default=count, draws=draws)
 
 
-def half_and_half(of: Picking) -> Part:
+def half_and_half(of: Picking) -> Chosen:
     """Half of the count by the default's score, half at random, both with the quota."""
-    view = teacher_view(of.drawn.pool.files)
+    view = teacher_view(of.pool.files)
     chosen = _mask(of, view, SelectionOptions(count=of.count // 2))
     rest = _mask(of, view, SelectionOptions(score="random", count=of.count - of.count // 2), eligible=~chosen)
-    return picked_part(of.images, of.drawn.pool, np.flatnonzero(chosen | rest), None)
+    return chosen_rows(of.pool, np.flatnonzero(chosen | rest))
 
 
-def originals(of: Picking) -> Part:
+def originals(of: Picking) -> Chosen:
     """Images of the teacher's own training set, as many as were scored: the upper bound."""
-    return of.images.part(ORIGINALS, np.arange(len(of.images.pixels[ORIGINALS])), labelled=False)
+    rows = np.arange(len(of.asked.scored[ORIGINALS].logits))
+    return Chosen(sources=(ORIGINALS,), origin=np.stack([np.zeros_like(rows), rows], axis=1))
 
 
 def paper(options: DistillationOptions) -> DistillationOptions:
@@ -129,23 +130,23 @@ ROWS = {
 }  # fmt: skip
 
 
-def _selected(of: Picking, options: SelectionOptions, *, default: int = 1, draws: int = 0) -> Part:
+def _selected(of: Picking, options: SelectionOptions, *, default: int = 1, draws: int = 0) -> Chosen:
     check_options(options)
-    drawn, view = of.drawn.pool, teacher_view(of.drawn.pool.files)
+    view = teacher_view(of.pool.files)
     with repeatable(threads=1):
-        order = order_pool(drawn.files, view, options, of.seed, SilentProgress())
+        order = order_pool(of.pool.files, view, options, of.seed, SilentProgress())
     weighted = keeps_all(order, options, draws)
     eligible = ~order.junk
     mask = eligible if weighted else _picked(of, view, order, options, eligible=eligible, default=default)
     weights = pick_weights(believed(order.score, order.prior), mask) if weighted and order.prior is not None else None
-    return picked_part(of.images, drawn, np.flatnonzero(mask), weights)
+    return chosen_rows(of.pool, np.flatnonzero(mask), weights)
 
 
 def _mask(
     of: Picking, view: TeacherView, options: SelectionOptions, eligible: NDArray[np.bool_] | None = None
 ) -> NDArray[np.bool_]:
     with repeatable(threads=1):
-        order = order_pool(of.drawn.pool.files, view, options, of.seed, SilentProgress())
+        order = order_pool(of.pool.files, view, options, of.seed, SilentProgress())
     allowed = ~order.junk if eligible is None else eligible
     return _picked(of, view, order, options, eligible=allowed)
 
@@ -154,7 +155,7 @@ def _picked(
     of: Picking, view: TeacherView, order: PoolOrder, options: SelectionOptions, *, eligible: NDArray[np.bool_],
     default: int = 1,
 ) -> NDArray[np.bool_]:  # fmt: skip
-    labelled = np.isin(np.arange(of.images.teacher.classes), of.drawn.pool.files.positive_classes)
+    labelled = np.isin(np.arange(of.asked.teacher.classes), of.pool.files.positive_classes)
     picks = pick(order, view, options, eligible=eligible, labelled=labelled, default=default, seed=of.seed)
     return picks.picked
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.distill_images import SIDE, TEST, Drawn, Images
+from benchmarks.distill_images import SIDE, TEST, Images
 from pu_engine.batches import Part
 from pu_engine.checkpoints import KEPT
 from pu_engine.distill_types import DistillationOptions
@@ -26,7 +27,6 @@ from pu_engine.target_scale import target_scale
 from pu_engine.training import Task, checkpoint_steps, repeatable, train
 from pu_engine.types import TrainingSet
 
-STUDENT = "cifar_resnet14"
 Result = dict[str, Any]
 
 
@@ -67,41 +67,38 @@ def in_time(keys: Iterable[Result], minutes: float | None) -> Iterator[Result]:
 
 
 def measured(
-    images: Images, drawn: Drawn, picked: Part, options: DistillationOptions, *, steps: int, seed: int, folder: Path,
-    threads: int, network: Callable[[], nn.Module] | None = None,
+    images: Images, labelled: Part, held_out: Part, picked: Part, options: DistillationOptions, *, steps: int,
+    seed: int, folder: Path, threads: int, student: str, device: str,
 ) -> Result:  # fmt: skip
     """Train a student and measure it on the test images; a killed run goes on from its last checkpoint in `folder`.
 
     Returns:
         `accuracy, agreement` (with the teacher, on the test images), `per_class`, `n, steps, seconds, loss`.
     """
-    started = time.perf_counter()
+    started, facts, test = time.perf_counter(), images.facts, images.arrays[TEST]
     with repeatable(threads):
         torch.manual_seed(seed)
-        module = (network or small_student)()
-        classes = images.teacher.classes
+        module = STUDENTS[student]()
         arrays = TrainingSet(
-            size=SIDE, fit="stretch", channels=3, classes=classes, labelled=len(drawn.labelled), picked=len(picked),
-            held_out=len(drawn.held_out), parity=0, parity_unpicked=0,
+            size=SIDE, fit="stretch", channels=3, classes=facts.classes, labelled=len(labelled), picked=len(picked),
+            held_out=len(held_out), parity=0, parity_unpicked=0,
         )  # fmt: skip
-        spec = describe(STUDENT, module, arrays, images.teacher.class_names)
+        spec = describe(student, module, arrays, facts.class_names)
         task = Task(
-            labelled=drawn.labelled, picked=picked, held_out=drawn.held_out, preprocessing=spec.preprocessing,
-            options=options, steps=steps, seed=seed, checkpoint_steps=checkpoint_steps(spec.macs, options.batch_size),
-            key=folder.name, target_scale=target_scale(drawn.labelled.targets[:, 0], drawn.labelled.labels),
-            teacher_accuracy=images.teacher.accuracy,
+            labelled=labelled, picked=picked, held_out=held_out, preprocessing=spec.preprocessing, options=options,
+            steps=steps, seed=seed, checkpoint_steps=checkpoint_steps(spec.macs, options.batch_size), key=folder.name,
+            target_scale=target_scale(labelled.targets[:, 0], labelled.labels), teacher_accuracy=facts.accuracy,
         )  # fmt: skip
-        curve = train(module, task, folder, SilentProgress())
-        answers = predict(module, images.pixels[TEST], spec.preprocessing).argmax(dim=1).numpy()
+        curve = train(module.to(device), task, folder, SilentProgress())
+        answers = predict(module, test.images, spec.preprocessing).argmax(dim=1).numpy()
     for file in sorted(folder.glob("step-*"))[: 2 * KEPT]:
         file.unlink()
     folder.rmdir()
-    labels, said = images.labels(TEST), images.scored[TEST].logits[:, 0].argmax(axis=1)
-    right = answers == labels
+    right = answers == test.labels
     return {
         "accuracy": float(right.mean()),
-        "agreement": float((answers == said).mean()),
-        "per_class": [float(right[labels == k].mean()) for k in range(classes)],
+        "agreement": float((answers == test.targets[:, 0].argmax(axis=1)).mean()),
+        "per_class": [float(right[test.labels == k].mean()) for k in range(facts.classes)],
         "n": len(picked),
         "steps": steps,
         "seconds": round(time.perf_counter() - started, 1),
@@ -112,12 +109,18 @@ def measured(
 
 def small_student() -> nn.Module:
     """CIFAR ResNet-14 whose stem halves the image: a quarter of the work, so that many runs can be paired."""
-    module = build(STUDENT, SIDE, 3, 10)
+    module = build("cifar_resnet14", SIDE, 3, 10)
     stem = module.get_submodule("stem")
     if not isinstance(stem, nn.Conv2d):
-        raise ValueError(f"{STUDENT} has no convolution as its stem")
+        raise ValueError("the student has no convolution as its stem")
     stem.stride = (2, 2)
     return module
+
+
+STUDENTS: dict[str, Callable[[], nn.Module]] = {
+    "small": small_student,
+    "cifar_resnet20": partial(build, "cifar_resnet20", SIDE, 3, 10),
+}
 
 
 def interval(differences: Iterable[float], seed: int = 0) -> tuple[float, float]:
