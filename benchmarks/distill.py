@@ -122,7 +122,8 @@ def key_of(options: argparse.Namespace, row: str, seed: int) -> Run:
 
 def set_path(options: argparse.Namespace, key: Run) -> Path:
     """Where what a run is trained on is kept."""
-    known = json.dumps([key["row"], key["seed"], *(key[n] for n in PICKED_BY)])
+    row = ROWS[key["row"]].picked_as or key["row"]
+    known = json.dumps([row, key["seed"], *(key[n] for n in PICKED_BY)])
     return Path(options.cache) / "sets" / f"{hashlib.sha256(known.encode()).hexdigest()[:20]}.npz"
 
 
@@ -165,7 +166,7 @@ def choose_missing(options: argparse.Namespace, wanted: Sequence[tuple[str, Run]
                 asked, options.pool, a_class=options.labelled, sizes=sizes, seed=seed, work=Path(work) / str(seed)
             )
             for name, key in missing:
-                if key["seed"] == seed:
+                if key["seed"] == seed and not set_path(options, key).is_file():
                     training = ROWS[name].change(DistillationOptions(batch_size=options.batch_size))
                     picking = Picking(
                         asked=asked, pool=pool, count=options.picked, seed=seed, options=training, steps=options.steps

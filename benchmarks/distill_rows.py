@@ -50,6 +50,7 @@ class Row:
     name: str
     pick: Pick
     change: Callable[[DistillationOptions], DistillationOptions] = lambda options: options
+    picked_as: str = ""  # another row with the same picks
 
 
 def by_score(score: str, rule: str) -> Pick:
@@ -112,7 +113,8 @@ ROWS = {
     row.name: row
     for row in (
         Row(name="labelled only", pick=nothing),
-        Row(name="labels without a teacher", pick=nothing, change=lambda o: replace(o, loss=LABELS_ALONE)),
+        Row(name="labels without a teacher", pick=nothing, change=lambda o: replace(o, loss=LABELS_ALONE),
+            picked_as="labelled only"),
         Row(name="random", pick=by_score("random", "top")),
         Row(name="random, balanced", pick=by_score("random", "balanced")),
         Row(name="half random, half selected", pick=half_and_half),
@@ -121,7 +123,7 @@ ROWS = {
         Row(name="energy", pick=by_score("energy", "top")),
         Row(name="PU without quota", pick=by_score("pu", "top")),
         Row(name="paper", pick=by_score("paper", "top"), change=paper),
-        Row(name="paper, tuned", pick=by_score("paper", "top"), change=paper_tuned),
+        Row(name="paper, tuned", pick=by_score("paper", "top"), change=paper_tuned, picked_as="paper"),
         Row(name="default", pick=default),
         Row(name="oracle", pick=oracle),
         Row(name="whole pool", pick=whole_pool),

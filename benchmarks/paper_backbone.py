@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--twin", type=Path, required=True, help="folder of the teacher's intake")
     parser.add_argument("--pools", nargs="+", choices=POOLS, default=POOLS[:2])
     parser.add_argument("--fine-tuning-steps", type=int, default=FineTuning().steps)
-    parser.set_defaults(originals=distill.ORIGINALS)
+    parser.add_argument("--originals", type=int, default=distill.ORIGINALS)
     options = parser.parse_args(arguments)
     teacher, tuning = load(Teacher, options.twin), FineTuning(steps=options.fine_tuning_steps)
     images, rows = load_images(distill.images_folder(options)), []
