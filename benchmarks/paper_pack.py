@@ -27,6 +27,7 @@ def main() -> None:
     """Pack everything."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.paper_pack", description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--shards", type=int, nargs="+", default=None, help="of the pool, else all")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -36,7 +37,9 @@ def main() -> None:
     for part, rows in (("train", train), ("test", sorted(members(options.data / "cifar10-test.tar.gz")))):
         files = pack(options.out, part, [data for _, data in rows], [names.index(Path(n).parent.name) for n, _ in rows])
         print(f"{part}: {len(rows):,} images in {files} files")
-    pool = [data for tar in sorted((options.data / "pool").glob("*.tar")) for _, data in members(tar)]
+    tars = sorted((options.data / "pool").glob("*.tar"))
+    chosen_tars = tars if options.shards is None else [tars[number] for number in options.shards]
+    pool = [data for tar in chosen_tars for _, data in members(tar)]
     print(f"pool: {len(pool):,} images in {pack(options.out, 'pool', pool, [-1] * len(pool))} files")
     chosen = sorted((listed[name], row) for row, (name, _) in enumerate(train) if name in listed)
     np.save(options.out / "labelled.npy", np.array([row for _, row in chosen], np.int64))

@@ -1,7 +1,8 @@
 """The paper's comparison on a CUDA device: CIFAR-10, ResNet-34 to ResNet-18, a pool of Tiny-ImageNet images.
 
 `python -m benchmarks.paper_pack --data ../shared/data --out packed`, then on the device, as often as it takes:
-`python -m benchmarks.paper_table --packed packed --work work --out F.json --minutes 9`
+`python -m benchmarks.paper_table --packed packed --work work --out F.json --minutes 9`. `--seeds 0` trains the teacher
+alone; after that, several processes can each take a `--share`.
 
 Needs torch, timm, numpy and Pillow. The teacher is trained here first, then each student: KD on the originals, random
 picks, DFND's, the published recipe's (`paper`) and the default's, all with one teacher, at the last epoch. An epoch is
@@ -104,13 +105,19 @@ def main() -> int:
     parser.add_argument("--labelled", type=int, default=100, help="a class")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--teacher-epochs", type=int, default=PAPER.teacher_epochs)
+    parser.add_argument("--picked", type=int, default=PAPER.picked)
     parser.add_argument("--minutes", type=float, default=None, help="start no run after so many")
+    parser.add_argument(
+        "--share", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="run the I-th of N parts"
+    )
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     if options.smoke:
         torch.set_num_threads(1)  # two wait for each other by spinning, on networks as small as these
-    data = smoke_data() if options.smoke else read(options.packed)
+    scale = replace(PAPER, teacher_epochs=options.teacher_epochs, picked=options.picked)
+    data = smoke_data() if options.smoke else read(options.packed, scale)
     epochs = 1 if options.smoke else options.epochs
     facts = conditions(
         device=torch.cuda.get_device_name(0) if data.device.type == "cuda" else "cpu", smoke=options.smoke,
@@ -119,10 +126,12 @@ def main() -> int:
     store = Store(options.work / "runs")
     teacher, teacher_facts = trained_teacher(data, options.work)
     keys = [
-        {"method": method, "seed": seed, "labelled": options.labelled, "epochs": epochs, "smoke": options.smoke}
+        {"method": method, "seed": seed, "labelled": options.labelled, "epochs": epochs, "smoke": options.smoke,
+         "picked": data.scale.picked, "teacher_epochs": data.scale.teacher_epochs}
         for seed in range(options.seeds) for method in METHODS
     ]  # fmt: skip
-    for key in in_time([k for k in keys if store.finished(k) is None], options.minutes):
+    missing = [k for k in keys if store.finished(k) is None][options.share[0] :: options.share[1]]
+    for key in in_time(missing, options.minutes):
         found = student_run(data, teacher, key, store.scratch(key))
         store.keep(key, found)
         print(f"{key['method']}, seed {key['seed']}: {found['accuracy']:.4f}, {found['seconds']:.0f} s", flush=True)
@@ -133,13 +142,13 @@ def main() -> int:
     return 0 if options.smoke or all(b["holds"] for b in bars) else 1
 
 
-def read(folder: Path) -> Data:
+def read(folder: Path, scale: Scale) -> Data:
     """The packed images."""
     train, train_labels = unpack(folder, "train")
     test, test_labels = unpack(folder, "test")
     return Data(
         train=train, train_labels=train_labels, test=test, test_labels=test_labels, pool=unpack(folder, "pool")[0],
-        labelled=np.load(folder / "labelled.npy"), scale=PAPER,
+        labelled=np.load(folder / "labelled.npy"), scale=scale,
         device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
     )  # fmt: skip
 
@@ -171,6 +180,7 @@ def trained_teacher(data: Data, work: Path) -> tuple[nn.Module, dict[str, Any]]:
     started = time.perf_counter()
     if path.is_file():
         module.load_state_dict(load_file(path))
+        module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     else:
         whole = part_of(data.train, data.train_labels, scale.classes)
         options = DistillationOptions(loss=LABELS_ALONE, labelled_share=1.0, batch_size=batch_of(data))
@@ -296,7 +306,7 @@ def asker(teacher: nn.Module, task: Task) -> Callable[[torch.Tensor], torch.Tens
     device = next(teacher.parameters()).device
 
     def ask(images: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
             logits: torch.Tensor = teacher(model_input(images.to(device), task.preprocessing))
         return logits.float()
 
