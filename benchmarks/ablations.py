@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts = conditions(
         teacher=options.teacher.name, labelled_a_class=options.labelled, picked=options.picked, steps=options.steps,
         pool=options.pool, pool_images=options.pool_images, part=options.part, threads=options.threads,
-        student=options.student, trained_on=options.device,
+        student=options.student, trained_on=options.device, changes=list(options.set),
     )  # fmt: skip
     store = Store(options.cache / "ablations")
     keys = [distill.key_of(options, name, seed) for seed in range(options.seeds) for name in options.rows]
@@ -117,7 +117,7 @@ def run_missing(options: argparse.Namespace, store: Store, keys: Sequence[distil
         return
     images = load_images(distill.images_folder(options))
     for key in in_time(keys, options.minutes):
-        training = ABLATIONS[key["row"]](DistillationOptions(batch_size=options.batch_size))
+        training = ABLATIONS[key["row"]](distill.recipe(options))
         # As many images seen: fewer a step take more steps.
         steps = options.steps * options.batch_size // training.batch_size
         chosen = read_set(distill.set_path(options, key | {"row": BASE}))

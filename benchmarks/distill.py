@@ -17,6 +17,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts = conditions(
         teacher=options.teacher.name, labelled_a_class=options.labelled, picked=options.picked, steps=options.steps,
         pool=options.pool, pool_images=options.pool_images, part=options.part, threads=options.threads,
-        student=options.student, trained_on=options.device,
+        student=options.student, trained_on=options.device, changes=list(options.set),
     )  # fmt: skip
     store = Store(options.cache / "runs")
     keys = [key_of(options, name, seed) for name, seeds in rows_of(options).items() for seed in range(seeds)]
@@ -101,6 +102,9 @@ def add_setting(parser: argparse.ArgumentParser) -> None:
         "--student", choices=tuple(STUDENTS), default="small", help="small: ResNet-14 on a quarter of the pixels"
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="to train on")
+    parser.add_argument(
+        "--set", nargs="+", default=(), metavar="NAME=JSON", help="of the training, as mixup=0.2 or loss.temperature=2"
+    )
     parser.add_argument("--prepare", action="store_true", help="pick and stop")
     parser.add_argument("--cache", type=Path, default=Path(".bench/distill"))
     parser.add_argument("--out", type=Path, required=True)
@@ -111,13 +115,28 @@ def rows_of(options: argparse.Namespace) -> dict[str, int]:
     return QUICK_SEEDS if options.quick else dict.fromkeys(options.rows, options.seeds)
 
 
-PICKED_BY = ("teacher", "labelled", "picked", "steps", "batch_size", "pool", "pool_images", "part", "originals")
+PICKED_BY = ("teacher", "labelled", "picked", "draws", "pool", "pool_images", "part", "originals")
+TRAINED_BY = ("steps", "batch_size", "changes", "threads", "student", "device")
 
 
 def key_of(options: argparse.Namespace, row: str, seed: int) -> Run:
     """What a run is reused by."""
-    known = vars(options) | {"teacher": options.teacher.stem}
-    return {"row": row, "seed": seed} | {n: known[n] for n in (*PICKED_BY, "threads", "student", "device")}
+    draws = options.steps * options.batch_size
+    known = vars(options) | {"teacher": options.teacher.stem, "draws": draws, "changes": sorted(options.set)}
+    return {"row": row, "seed": seed} | {n: known[n] for n in (*PICKED_BY, *TRAINED_BY)}
+
+
+def recipe(options: argparse.Namespace) -> DistillationOptions:
+    """The training that every row starts from: the defaults, changed by `--set`."""
+    made = DistillationOptions(batch_size=options.batch_size)
+    for change in options.set:
+        name, _, value = change.partition("=")
+        part, _, of_loss = name.partition(".")
+        if of_loss:
+            made = replace(made, loss=replace(made.loss, **{of_loss: json.loads(value)}))
+        else:
+            made = replace(made, **{part: json.loads(value)})
+    return made
 
 
 def set_path(options: argparse.Namespace, key: Run) -> Path:
@@ -139,7 +158,7 @@ def run_missing(options: argparse.Namespace, store: Store, keys: Sequence[Run]) 
         return
     images = load_images(images_folder(options))
     for key in in_time(keys, options.minutes):
-        training = ROWS[key["row"]].change(DistillationOptions(batch_size=options.batch_size))
+        training = ROWS[key["row"]].change(recipe(options))
         labelled, held_out, picked = read_set(set_path(options, key)).parts(images)
         found = measured(
             images, labelled, held_out, picked, training, steps=options.steps, seed=key["seed"],
@@ -167,7 +186,7 @@ def choose_missing(options: argparse.Namespace, wanted: Sequence[tuple[str, Run]
             )
             for name, key in missing:
                 if key["seed"] == seed and not set_path(options, key).is_file():
-                    training = ROWS[name].change(DistillationOptions(batch_size=options.batch_size))
+                    training = ROWS[name].change(recipe(options))
                     picking = Picking(
                         asked=asked, pool=pool, count=options.picked, seed=seed, options=training, steps=options.steps
                     )

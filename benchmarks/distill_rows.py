@@ -100,8 +100,9 @@ def originals(of: Picking) -> Chosen:
 
 
 def paper(options: DistillationOptions) -> DistillationOptions:
-    """The published recipe."""
-    return replace(options, loss=PAPER_LOSS, labelled_share=0.11, class_weights="paper", draws="uniform")
+    """The published recipe, whatever the others are trained by."""
+    plain = DistillationOptions(batch_size=options.batch_size)
+    return replace(plain, loss=PAPER_LOSS, labelled_share=0.11, class_weights="paper", draws="uniform")
 
 
 def paper_tuned(options: DistillationOptions) -> DistillationOptions:

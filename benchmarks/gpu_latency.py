@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -69,7 +70,8 @@ def ways(module: nn.Module) -> dict[str, Forward]:
 
 def measured(forward: Forward, images: Tensor) -> dict[str, Any]:
     """Milliseconds of one batch between two events of the device, after a warm-up that compiles."""
-    starts, ends = ([torch.cuda.Event(enable_timing=True) for _ in range(ROUNDS)] for _ in range(2))
+    events = partial(torch.cuda.Event, enable_timing=True)
+    starts, ends = ([events() for _ in range(ROUNDS)] for _ in range(2))
     with torch.inference_mode():
         for _ in range(WARM_UP):
             forward(images)

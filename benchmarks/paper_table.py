@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from benchmarks.conditions import conditions
+from benchmarks.distill import recipe
 from benchmarks.distill_rows import DFND_LOSS, paper
 from benchmarks.distill_runs import Store, in_time, interval
 from benchmarks.paper_pack import SIDE, unpack
@@ -111,6 +112,7 @@ def main() -> int:
     parser.add_argument(
         "--share", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="run the I-th of N parts"
     )
+    parser.add_argument("--set", nargs="+", default=(), metavar="NAME=JSON", help="of the training, as mixup=0.2")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -127,7 +129,7 @@ def main() -> int:
     teacher, teacher_facts = trained_teacher(data, options.work)
     keys = [
         {"method": method, "seed": seed, "labelled": options.labelled, "epochs": epochs, "smoke": options.smoke,
-         "picked": data.scale.picked, "teacher_epochs": data.scale.teacher_epochs}
+         "picked": data.scale.picked, "teacher_epochs": data.scale.teacher_epochs, "changes": sorted(options.set)}
         for seed in range(options.seeds) for method in METHODS
     ]  # fmt: skip
     missing = [k for k in keys if store.finished(k) is None][options.share[0] :: options.share[1]]
@@ -208,7 +210,7 @@ def student_run(data: Data, teacher: nn.Module, key: Mapping[str, Any], folder: 
     started, scale, seed = time.perf_counter(), data.scale, int(key["seed"])
     rows = first_of_each(data.train_labels[data.labelled], int(key["labelled"]))
     labelled = asked(teacher, data, data.train[data.labelled[rows]], data.train_labels[data.labelled[rows]])
-    options = DistillationOptions(batch_size=batch_of(data))
+    options = recipe(argparse.Namespace(batch_size=batch_of(data), set=key["changes"]))
     if key["method"] == "paper":
         options = paper(options)
     if key["method"] == "DFND":
