@@ -10,13 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pu_engine.augmentation import augment
+from pu_engine.augmentation import crop, draw_crops
+from pu_engine.device_copy import sent
 from pu_engine.distill_types import DistillationOptions
-from pu_engine.mixing import mix_images, mix_targets
+from pu_engine.mixing import draw_mixing, mix_images, mix_targets
 
 LABELLED_STREAM, PICKED_STREAM, VIEW_STREAM, DROPOUT_STREAM, NOISE_STREAM, BANK_STREAM = range(6)
 # A rare class is shown at most this many times as often as its images alone would be.
 MOST_REPEATED = 10.0
+CPU = torch.device("cpu")
 
 Rows = NDArray[np.int64]
 
@@ -51,15 +53,13 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
-        if device.type == "cpu":
-            return self
         features, partner = self.features, self.partner_labels
         return Batch(
-            images=self.images.to(device, non_blocking=True),
-            targets=self.targets.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            features=None if features is None else features.to(device, non_blocking=True),
-            partner_labels=None if partner is None else partner.to(device, non_blocking=True),
+            images=sent(self.images, device),
+            targets=sent(self.targets, device),
+            labels=sent(self.labels, device),
+            features=None if features is None else sent(features, device),
+            partner_labels=None if partner is None else sent(partner, device),
             share=self.share,
         )
 
@@ -103,14 +103,23 @@ class Sampler:
 
     Args:
         scale: of the cached targets.
+        device: where images are cropped and mixed, the same to the bit on each.
     """
 
     def __init__(
-        self, labelled: Part, picked: Part, options: DistillationOptions, seed: int, scale: float = 1.0
+        self,
+        labelled: Part,
+        picked: Part,
+        options: DistillationOptions,
+        seed: int,
+        scale: float = 1.0,
+        *,
+        device: torch.device = CPU,
     ) -> None:
         self._parts = labelled, picked
-        self._options, self._seed, self._scale = options, seed, scale
-        self._count = labelled_rows(options.batch_size, options.labelled_share, len(labelled), len(picked))
+        self._options, self._seed, self._scale, self._device = options, seed, scale, device
+        count = labelled_rows(options.batch_size, options.labelled_share, len(labelled), len(picked))
+        self._counts = count, options.batch_size - count
         weights = draw_weights(picked, options.draws)
         self._draws = (
             Draws(len(labelled), None, seed=seed, stream=LABELLED_STREAM),
@@ -123,20 +132,20 @@ class Sampler:
         Args:
             live: leave the targets out; the teacher will be asked for the views themselves.
         """
-        counts = self._count, self._options.batch_size - self._count
+        counts, options = self._counts, self._options
         rows = [draws.take(step * count, count) for draws, count in zip(self._draws, counts, strict=True)]
         generator = torch.Generator().manual_seed(derived_seed(self._seed, VIEW_STREAM, step))
         images, targets = self._views(rows, generator)
         features = self._features(rows)
-        labels = torch.from_numpy(self._parts[0].labels[rows[0]])
+        labels = sent(torch.from_numpy(self._parts[0].labels[rows[0]]), self._device)
         targets = targets[:, :0] if live else targets
-        options = self._options
         if not (options.mixup or options.cutmix):
             return Batch(images=images, targets=targets, labels=labels, features=features)
-        images, partner, share = mix_images(images, counts, options.mixup, options.cutmix, generator)
+        mixing = draw_mixing(counts, images.shape[1], options.mixup, options.cutmix, generator)
+        partner, share = sent(mixing.partner, self._device), mixing.share
         return Batch(
-            images=images,
-            targets=targets if live else mix_targets(targets, partner, share, options.loss.temperature),
+            images=mix_images(images, images[partner], mixing),
+            targets=targets if live else mix_targets(targets, targets[partner], share, options.loss.temperature),
             labels=labels,
             features=None if features is None else share * features + (1.0 - share) * features[partner],
             partner_labels=labels[partner[: counts[0]]],
@@ -144,21 +153,27 @@ class Sampler:
         )
 
     def _views(self, rows: list[Rows], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        pairs = list(zip(self._parts, rows, strict=True))
-        targets = torch.from_numpy(np.concatenate([part.targets[own] for part, own in pairs]))
+        """Views of images, uint8 [B, S, S, C], and the teacher's logits of them, float32 [B, K]."""
+        parts = list(zip(self._parts, rows, strict=True))
+        size, views = self._parts[0].images.shape[-2], self._parts[0].targets.shape[1]
+        banked = self._parts[0].images.ndim == 5
+        crops = None if banked else draw_crops(sum(self._counts), size, generator)
+        view = crops.mirrored if crops else torch.randint(0, views, (sum(self._counts),), generator=generator)
+        chosen = np.split(view.numpy(), [len(rows[0])])
+        shown = [
+            (part.images[own, which] if banked else part.images[own], part.targets[own, which])
+            for (part, own), which in zip(parts, chosen, strict=True)
+        ]
+        images, targets = (
+            sent(torch.from_numpy(np.concatenate(arrays)), self._device) for arrays in zip(*shown, strict=True)
+        )
         if self._scale != 1.0:
             targets = targets * self._scale
-        if self._parts[0].images.ndim == 4:
-            images = torch.from_numpy(np.concatenate([part.images[own] for part, own in pairs]))
-            return augment(images, targets, generator)
-        view = torch.randint(0, targets.shape[1], (len(targets),), generator=generator)
-        chosen = np.split(view.numpy(), [len(rows[0])])
-        bank = [part.images[own, which] for (part, own), which in zip(pairs, chosen, strict=True)]
-        return torch.from_numpy(np.concatenate(bank)), targets[torch.arange(len(view)), view]
+        return crop(images, crops) if crops else images, targets
 
     def _features(self, rows: list[Rows]) -> Tensor | None:
         found = [part.features[own] for part, own in zip(self._parts, rows, strict=True) if part.features is not None]
-        return torch.from_numpy(np.concatenate(found)).float() if len(found) == len(self._parts) else None
+        return sent(torch.from_numpy(np.concatenate(found)), self._device).float() if len(found) == 2 else None
 
 
 def load_part(folder: Path, name: str, *, labelled: bool, bank: bool = False) -> Part:

@@ -18,6 +18,16 @@ from pu_engine.results import file_sha256, write_atomic
 KEPT = 2
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StepValues:
+    """What one step said, still on its device."""
+
+    step: int  # those before it
+    rate: float
+    names: tuple[str, ...]  # the loss first
+    values: Tensor  # float32, one of each name
+
+
 @dataclass(slots=True, kw_only=True)
 class TrainingState:
     """What changes with the steps, beside weights and momentum."""
@@ -31,6 +41,7 @@ class TrainingState:
     gradient_scale: float = 0.0  # of half-precision training; 0: as it starts
     sums: dict[str, float] = field(default_factory=dict)  # since the last row of the curve
     curve: list[dict[str, float]] = field(default_factory=list)
+    unread: list[StepValues] = field(default_factory=list)  # of the last steps; none where a checkpoint is saved
 
 
 SCALARS = ("step", "rate_scale", "ignorant_loss", "recent_loss", "gradient_scale", "sums", "curve")

@@ -35,9 +35,14 @@ class ClassWeighting:
     shares: NDArray[np.float64]  # [K], of each class in a batch, by the teacher's argmax on image or mirror
     static: Tensor  # float32 [M, K]: weights that don't change; the row of larger loss counts
 
+    @property
+    def adaptive(self) -> bool:
+        """Whether the weights follow the running losses."""
+        return self.rule in BALLS
+
     def class_weights(self, class_loss: Tensor) -> Tensor:
         """The members of the set, float32 [M, K], at the running losses, float64 [K]; the one of larger loss counts."""
-        if self.rule not in BALLS:
+        if not self.adaptive:
             return self.static
         worst = BALLS[self.rule](self.shares, class_loss.numpy(), self.radius)
         return torch.from_numpy(sample_weights(worst, self.shares)).float()[None]

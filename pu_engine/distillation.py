@@ -13,7 +13,7 @@ import torch
 
 from exporters.errors import ExportError
 from pu_engine.agreement import accuracy
-from pu_engine.batches import Part, Sampler, load_part
+from pu_engine.batches import CPU, Part, Sampler, load_part
 from pu_engine.budget import steps_of
 from pu_engine.differences import differences
 from pu_engine.distill_checks import check_options
@@ -21,7 +21,7 @@ from pu_engine.errors import EngineError
 from pu_engine.evaluation import agreement_with_teacher, predict
 from pu_engine.hint_features import hint_features
 from pu_engine.jsonform import to_json
-from pu_engine.live_teacher import choose_targets, live_teacher
+from pu_engine.live_teacher import choose_targets, live_teacher, needs_resize
 from pu_engine.own_weights import load_own
 from pu_engine.progress import Progress
 from pu_engine.results import canonical_json, load, write_atomic
@@ -33,7 +33,7 @@ from pu_engine.students import build
 from pu_engine.target_scale import target_scale
 from pu_engine.targets import LiveTargets, PrefetchedTargets, TargetSource
 from pu_engine.tensorboard_file import write_events
-from pu_engine.training import Task, checkpoint_steps, repeatable, train
+from pu_engine.training import Task, checkpoint_steps, repeatable, train, training_device
 from pu_engine.types import Budget, DistillationInputs, Student, StudentSpec, Teacher, TrainingSet
 
 CHECKPOINTS = ".checkpoints"
@@ -57,10 +57,10 @@ def run(inputs: DistillationInputs, out: Path, progress: Progress) -> Student:
         if inputs.student.weights is not None:
             load_own(module, Path(inputs.student.weights.path))
         spec = describe(name, module, arrays, teacher.class_names)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = training_device()
         module.to(device)
         how, why = choose_targets(options.targets, Path(inputs.intake.path), device)
-        task = build_task(inputs, spec, budget, how)
+        task = build_task(inputs, spec, budget, how, device)
         if how == "live":
             task = replace(task, source=live_source(inputs, task, teacher, device))
         started = time.perf_counter()
@@ -89,7 +89,9 @@ def run(inputs: DistillationInputs, out: Path, progress: Progress) -> Student:
     )
 
 
-def build_task(inputs: DistillationInputs, spec: StudentSpec, budget: Budget, targets: str) -> Task:
+def build_task(
+    inputs: DistillationInputs, spec: StudentSpec, budget: Budget, targets: str, device: torch.device = CPU
+) -> Task:
     """The training that inputs and student amount to, but for a live teacher."""
     folder, options = Path(inputs.gathering.path), inputs.distillation
     identity = {
@@ -111,7 +113,7 @@ def build_task(inputs: DistillationInputs, spec: StudentSpec, budget: Budget, ta
         options=options,
         steps=budget.steps,
         seed=inputs.seed,
-        checkpoint_steps=checkpoint_steps(spec.macs, options.batch_size),
+        checkpoint_steps=checkpoint_steps(spec.macs, options.batch_size, device),
         key=hashlib.sha256(canonical_json(identity).encode()).hexdigest(),
         target_scale=target_scale(answers.targets[:, 0], answers.labels),
         teacher_accuracy=load(Teacher, inputs.intake.path).accuracy,
@@ -119,11 +121,17 @@ def build_task(inputs: DistillationInputs, spec: StudentSpec, budget: Budget, ta
 
 
 def live_source(inputs: DistillationInputs, task: Task, teacher: Teacher, device: torch.device) -> TargetSource:
-    """The teacher asked for the student's own views; on a CPU beside the training where there is a second thread."""
-    sampler = Sampler(task.labelled, task.picked, task.options, task.seed)
+    """The teacher asked for the student's own views.
+
+    Where the host has work for it, beside the training if there is a second thread. A GPU that crops the teacher's own
+    size does the whole of it, in its order.
+    """
+    on_gpu, resized = device.type == "cuda", needs_resize(task.labelled.images.shape[-2], teacher.preprocessing)
+    sampler = Sampler(task.labelled, task.picked, task.options, task.seed, device=CPU if resized else device)
     ask = live_teacher(Path(inputs.intake.path), teacher.preprocessing, device)
     live = LiveTargets(sampler, ask, task.target_scale)
-    return PrefetchedTargets(live, task.steps) if inputs.threads > 1 or device.type == "cuda" else live
+    beside = resized if on_gpu else inputs.threads > 1
+    return PrefetchedTargets(live, task.steps) if beside else live
 
 
 def with_features(inputs: DistillationInputs, labelled: Part, picked: Part) -> tuple[Part, Part]:

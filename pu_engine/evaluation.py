@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,9 +17,15 @@ EVALUATION_BATCH = 256
 
 def model_input(images: Tensor, preprocessing: Preprocessing) -> Tensor:
     """uint8 [N, S, S, C] to float32 [N, C, S, S] in channels-last memory, as the student takes it."""
-    mean = torch.tensor(preprocessing.mean, dtype=torch.float32, device=images.device)
-    std = torch.tensor(preprocessing.std, dtype=torch.float32, device=images.device)
+    mean, std = normalisation(preprocessing, images.device)
     return ((images.float() * preprocessing.scale - mean) / std).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=8)
+def normalisation(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation on the device; kept, for to send them there in every step would wait for it."""
+    mean, std = (torch.tensor(values, dtype=torch.float32) for values in (preprocessing.mean, preprocessing.std))
+    return mean.to(device), std.to(device)
 
 
 def predict(module: nn.Module, images: NDArray[np.uint8], preprocessing: Preprocessing) -> Tensor:

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from pu_engine import twin
+from pu_engine.device_copy import sent
 from pu_engine.errors import EngineError
+from pu_engine.evaluation import normalisation
 from pu_engine.images import resize
-from pu_engine.preprocessing import model_input
+from pu_engine.preprocessing import INTEGER_RANGES
 from pu_engine.targets import AskTeacher
 from pu_engine.types import Preprocessing
 
@@ -58,7 +60,27 @@ def has_twin(intake: Path) -> bool:
 
 def teacher_input(images: Tensor, preprocessing: Preprocessing, device: torch.device) -> Tensor:
     """The teacher's input of uint8 images [B, S, S, C]; those of another size go through the one resize kernel."""
-    pixels = images.cpu().numpy()
-    if pixels.shape[1:3] != (preprocessing.height, preprocessing.width):
-        pixels = np.stack([resize(image, preprocessing.height, preprocessing.width) for image in pixels])
-    return torch.from_numpy(np.ascontiguousarray(model_input(pixels, preprocessing))).to(device)
+    if needs_resize(images.shape[1], preprocessing):
+        pixels = images.cpu().numpy()
+        sized = [resize(image, preprocessing.height, preprocessing.width) for image in pixels]
+        images = torch.from_numpy(np.stack(sized))
+    return normalised(sent(images, device), preprocessing)
+
+
+def needs_resize(size: int, preprocessing: Preprocessing) -> bool:
+    """Whether square images of a size are not the teacher's."""
+    return (size, size) != (preprocessing.height, preprocessing.width)
+
+
+def normalised(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """What `preprocessing.model_input` gives, to the bit, where the images are."""
+    mean, std = normalisation(preprocessing, images.device)
+    ordered = images.flip(-1) if preprocessing.channels == "BGR" else images
+    values = (ordered.float() * preprocessing.scale - mean) / std
+    if preprocessing.layout == "NCHW":
+        values = values.permute(0, 3, 1, 2)
+    if preprocessing.layout == "flat":
+        values = values.flatten(1)
+    if preprocessing.dtype in INTEGER_RANGES:
+        values = values.round().clamp(*INTEGER_RANGES[preprocessing.dtype])
+    return values.to(getattr(torch, preprocessing.dtype)).contiguous()

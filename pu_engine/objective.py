@@ -19,13 +19,15 @@ OF_BATCH = ("dist", "hints", "noisy_labels", "labels")
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Losses:
-    """One batch's loss, its parts before their weights, and the classes' running loss after it, float64 [K]."""
+    """One batch's loss, its parts before their weights, and the classes' running loss after it, float64 [K].
+
+    All of it stays on the device: to read a number there makes the host wait for every kernel before it.
+    """
 
     total: Tensor
-    value: float  # of the total
     parts: dict[str, Tensor]  # detached
     class_loss: Tensor
-    member: int  # of the class weights' set: the one of larger loss
+    class_weights: Tensor  # float32 [K]: of the set's members the one of larger loss
 
 
 class Objective(nn.Module):
@@ -36,6 +38,8 @@ class Objective(nn.Module):
         widths: of the student's features and of the teacher's last tap, where there are hints.
     """
 
+    fixed_weights: Tensor
+
     def __init__(
         self, loss: DistillLoss, weighting: ClassWeighting, *, teacher_accuracy: float, widths: tuple[int, int] | None
     ) -> None:
@@ -44,6 +48,7 @@ class Objective(nn.Module):
         classes = len(weighting.shares)
         self.confusion = nn.Parameter(torch.zeros(classes, classes - 1)) if loss.noisy_labels else None
         self.projection = nn.Linear(*widths) if loss.hints and widths else None
+        self.register_buffer("fixed_weights", weighting.static, persistent=False)
 
     def forward(
         self, logits: Tensor, features: Tensor | None, batch: Batch, class_loss: Tensor, *, first: bool
@@ -53,7 +58,7 @@ class Objective(nn.Module):
         Args:
             logits: of the student, float32 [B, K].
             features: of the student, float32 [B, W], where there are hints.
-            class_loss: running loss of each class, float64 [K].
+            class_loss: running loss of each class, float64 [K], on the CPU; it moves where the weights follow it.
             first: whether `class_loss` means nothing yet.
         """
         answers = batch.targets.argmax(dim=1)
@@ -61,8 +66,11 @@ class Objective(nn.Module):
         rows = logits.new_zeros(len(logits))
         for name, values in parts.items():
             rows = rows + getattr(self.loss, name) * values
-        class_loss = running_class_loss(class_loss, rows.detach().cpu(), answers.cpu(), first=first)
-        members = self.weighting.class_weights(class_loss).to(rows.device)
+        members = self.fixed_weights
+        if self.weighting.adaptive:
+            # The worst case is found on the host.
+            class_loss = running_class_loss(class_loss, rows.detach().cpu(), answers.cpu(), first=first)
+            members = self.weighting.class_weights(class_loss).to(rows.device)
         by_member = (members[:, answers] * rows).mean(dim=1)
         total, member = by_member.max(dim=0)
 
@@ -71,8 +79,8 @@ class Objective(nn.Module):
             total = total + getattr(self.loss, name) * value
         means = {name: values.mean() for name, values in parts.items()} | whole
         return Losses(
-            total=total, value=total.item(), parts={name: value.detach() for name, value in means.items()},
-            class_loss=class_loss, member=int(member),
+            total=total, parts={name: value.detach() for name, value in means.items()}, class_loss=class_loss,
+            class_weights=members.index_select(0, member[None])[0],
         )  # fmt: skip
 
     def _row_parts(self, logits: Tensor, batch: Batch, answers: Tensor) -> dict[str, Tensor]:

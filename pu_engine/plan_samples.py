@@ -114,7 +114,7 @@ def time_student(
     from pu_engine.student_choice import largest, shortlist
     from pu_engine.student_spec import describe
     from pu_engine.students import build
-    from pu_engine.training import Task, repeatable, train
+    from pu_engine.training import Task, repeatable, train, training_device
 
     check_options(training)
     shutil.rmtree(scratch, ignore_errors=True)  # a killed run's
@@ -149,7 +149,7 @@ def time_student(
             checkpoint_steps=UNTIMED_STEPS + TIMED_STEPS, key="plan",
         )  # fmt: skip
         clock = StepClock()
-        train(module, task, scratch, clock)
+        train(module.to(training_device()), task, scratch, clock)
     shutil.rmtree(scratch)
     gaps = np.diff(clock.ends)[UNTIMED_STEPS - 1 :]
     step = Timed(seconds_each=statistics.median(gaps.tolist()), peak_bytes=peak_bytes(), sample=len(gaps))

@@ -22,7 +22,7 @@ from pu_engine.progress import Progress, SilentProgress
 from pu_engine.results import write_atomic
 from pu_engine.student_choice import Candidate
 from pu_engine.students import build
-from pu_engine.training import Task, train
+from pu_engine.training import Task, train, training_device
 from pu_engine.types import TrainingSet
 
 MOST_TRIED = 4  # the largest within the limits: larger ones are rarely worse for their time
@@ -73,7 +73,7 @@ def search(
         key = f"{name}/{steps}"
         if key not in kept:
             torch.manual_seed(task.seed)
-            module = build(name, arrays.size, arrays.channels, arrays.classes)
+            module = build(name, arrays.size, arrays.channels, arrays.classes).to(training_device())
             trial = replace(
                 task, picked=trained, held_out=watched, steps=steps, checkpoint_steps=steps, key=key, source=None
             )

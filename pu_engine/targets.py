@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pu_engine.batches import Batch, Part, Sampler
+from pu_engine.batches import CPU, Batch, Part, Sampler
 from pu_engine.distill_types import DistillationOptions
 
 AskTeacher = Callable[[Tensor], Tensor]  # uint8 [B, S, S, C] to logits float32 [B, K]
@@ -29,9 +29,16 @@ class CachedTargets:
     """Batches whose targets were computed before: for image and mirror, or for a bank of views."""
 
     def __init__(
-        self, labelled: Part, picked: Part, options: DistillationOptions, seed: int, scale: float = 1.0
+        self,
+        labelled: Part,
+        picked: Part,
+        options: DistillationOptions,
+        seed: int,
+        scale: float = 1.0,
+        *,
+        device: torch.device = CPU,
     ) -> None:
-        self._sampler = Sampler(labelled, picked, options, seed, scale)
+        self._sampler = Sampler(labelled, picked, options, seed, scale, device=device)
 
     def batch(self, step: int) -> Batch:
         """The batch of a step."""

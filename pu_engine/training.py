@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from pu_engine import averaging, checkpoints
 from pu_engine.averaging import averaged
-from pu_engine.batches import DROPOUT_STREAM, Batch, Part, derived_seed
-from pu_engine.checkpoints import TrainingState
+from pu_engine.batches import CPU, DROPOUT_STREAM, Batch, Part, derived_seed
+from pu_engine.checkpoints import StepValues, TrainingState
 from pu_engine.class_weighting import class_weighting
 from pu_engine.distill_types import DistillationOptions
 from pu_engine.errors import EngineError
@@ -36,6 +37,10 @@ ROWS_PER_EVALUATION = 10
 CHECKPOINT_SECONDS = 20
 ASSUMED_MACS_PER_SECOND = 5e9  # a step counts three forwards; measured 17e9 on a core of its own, 7e9 on a shared one
 MOST_STEPS_BETWEEN = 100
+# A GPU waits for kernels to be started where networks are small: a CIFAR ResNet-20 is expected at 1e12 on any.
+ASSUMED_GPU_MACS_PER_SECOND = 1e12
+MOST_GPU_STEPS_BETWEEN = 500
+UNREAD_ON_A_GPU = 20  # steps: well under a second of small students
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -89,6 +94,8 @@ def train(module: nn.Module, task: Task, folder: Path, progress: Progress) -> li
         if state.step % task.checkpoint_steps == 0:
             if not all_finite(module):
                 state = roll_back(run, state, "not finite")
+            if run.scaler.is_enabled():
+                state.gradient_scale = run.scaler.get_scale()
             checkpoints.save(folder, task.key, run.trained, run.optimiser, state)
 
         # Dropout and stochastic depth draw from torch's own generator.
@@ -96,13 +103,7 @@ def train(module: nn.Module, task: Task, folder: Path, progress: Progress) -> li
         rate = learning_rate(state.step, task.steps, options) * state.rate_scale
         for group in run.optimiser.param_groups:
             group["lr"] = rate
-        batch = run.source.batch(state.step)
-        losses = forward(run, batch, state)
-        trouble = divergence(losses.value, state)
-        if trouble:
-            state = roll_back(run, state, trouble)
-            continue
-
+        losses = forward(run, run.source.batch(state.step), state)
         run.optimiser.zero_grad(set_to_none=True)
         run.scaler.scale(losses.total).backward()  # type: ignore[no-untyped-call]
         if options.clip_norm:
@@ -110,9 +111,10 @@ def train(module: nn.Module, task: Task, folder: Path, progress: Progress) -> li
             torch.nn.utils.clip_grad_norm_(run.trained.parameters(), options.clip_norm)
         run.scaler.step(run.optimiser)
         run.scaler.update()
+        advance(run, state, rate, losses)
 
-        advance(run, state, losses)
-        log(run, state, rate, losses)
+        if due(run, state) and (trouble := read(run, state)):
+            state = roll_back(run, state, trouble)
     if not all_finite(module):
         raise diverged(state)
     if run.features is not None:
@@ -150,7 +152,8 @@ def start(module: nn.Module, task: Task, folder: Path, progress: Progress) -> Ru
         optimiser=optimiser,
         objective=objective,
         features=tap,
-        source=task.source or CachedTargets(task.labelled, task.picked, options, task.seed, task.target_scale),
+        source=task.source
+        or CachedTargets(task.labelled, task.picked, options, task.seed, task.target_scale, device=device),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         dtype=dtype,
         device=device,
@@ -187,21 +190,23 @@ def forward(run: Run, batch: Batch, state: TrainingState) -> Losses:
     logits, first = logits.float(), state.step == 0
     if first:
         nothing = run.objective(torch.zeros_like(logits), features, batch, state.class_loss, first=True)
-        state.ignorant_loss = nothing.value
+        state.ignorant_loss = nothing.total.item()
     losses: Losses = run.objective(logits, features, batch, state.class_loss, first=first)
     return losses
 
 
-def advance(run: Run, state: TrainingState, losses: Losses) -> None:
-    """Count a finished step."""
+def advance(run: Run, state: TrainingState, rate: float, losses: Losses) -> None:
+    """Count a finished step; its numbers are kept where they are, to be read later."""
+    numbers = {"loss": losses.total.detach(), **losses.parts}
+    if run.task.options.class_weights != "none":
+        weights = losses.class_weights
+        numbers |= {"class_weight_low": weights.min(), "class_weight_high": weights.max()}
+    values = torch.stack(list(numbers.values()))
+    state.unread.append(StepValues(step=state.step, rate=rate, names=tuple(numbers), values=values))
     state.class_loss = losses.class_loss
-    recent = state.recent_loss if state.step else losses.value
-    state.recent_loss = RECENT_DECAY * recent + (1.0 - RECENT_DECAY) * losses.value
     state.step += 1
     if state.average:
         averaging.move(state.average, run.module, run.task.options.average_decay, state.step)
-    if run.scaler.is_enabled():
-        state.gradient_scale = run.scaler.get_scale()
 
 
 def learning_rate(step: int, steps: int, options: DistillationOptions) -> float:
@@ -213,10 +218,12 @@ def learning_rate(step: int, steps: int, options: DistillationOptions) -> float:
     return options.learning_rate * 0.5 * (1.0 + math.cos(math.pi * share))
 
 
-def checkpoint_steps(macs: int, batch_size: int) -> int:
-    """Steps between checkpoints, from the work of one step alone."""
-    seconds = 3 * macs * batch_size / ASSUMED_MACS_PER_SECOND
-    return max(1, min(MOST_STEPS_BETWEEN, round(CHECKPOINT_SECONDS / seconds)))
+def checkpoint_steps(macs: int, batch_size: int, device: torch.device = CPU) -> int:
+    """Steps between checkpoints, from the work of one step and the kind of device alone."""
+    on_gpu = device.type == "cuda"
+    rate = ASSUMED_GPU_MACS_PER_SECOND if on_gpu else ASSUMED_MACS_PER_SECOND
+    most = MOST_GPU_STEPS_BETWEEN if on_gpu else MOST_STEPS_BETWEEN
+    return max(1, min(most, round(CHECKPOINT_SECONDS * rate / (3 * macs * batch_size))))
 
 
 def precision(asked: str, device: torch.device) -> str:
@@ -228,50 +235,91 @@ def precision(asked: str, device: torch.device) -> str:
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
+def training_device() -> torch.device:
+    """Where students are trained here: on a GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def device_of(module: nn.Module) -> torch.device:
     """Where a module's weights are."""
     return next(module.parameters()).device
 
 
-def log(run: Run, state: TrainingState, rate: float, losses: Losses) -> None:
-    """Add a step to the curve: means since the last row, and now and then the agreement on the held-out images."""
-    task, steps = run.task, run.task.steps
-    values = {"loss": losses.value} | {name: value.item() for name, value in losses.parts.items()}
-    if task.options.class_weights != "none":
-        weights = run.objective.weighting.class_weights(losses.class_loss)[losses.member]
-        values |= {"class_weight_low": float(weights.min()), "class_weight_high": float(weights.max())}
-    for name, value in {**values, "steps": 1.0}.items():
-        state.sums[name] = state.sums.get(name, 0.0) + value
-    between, last = max(1, steps // CURVE_ROWS), state.step == steps
-    if state.step % between == 0 or last:
-        taken = state.sums.pop("steps")
-        row = {
-            "step": float(state.step),
-            **{n: total / taken for n, total in state.sums.items()},
-            "learning_rate": rate,
-        }
-        if state.step % (between * ROWS_PER_EVALUATION) == 0 or last:
-            with averaged(run.module, state.average):
-                row["held_out_agreement"] = agreement_with_teacher(run.module, task.held_out, task.preprocessing)
-        state.curve.append(row)
-        state.sums = {}
-    metrics = values | {"learning_rate": rate}
+def due(run: Run, state: TrainingState) -> bool:
+    """Whether the numbers of the last steps are to be read: on a CPU always, on a GPU now and then, for it makes the
+    host wait; everywhere before a checkpoint, a row of the curve and the end.
+    """
+    task = run.task
+    between = UNREAD_ON_A_GPU if run.device.type == "cuda" else 1
+    return (
+        any(state.step % count == 0 for count in (between, row_steps(task), task.checkpoint_steps))
+        or state.step == task.steps
+    )
+
+
+def read(run: Run, state: TrainingState) -> str:
+    """Read the numbers of the steps since the last time, in order, and report the last ones.
+
+    Returns:
+        What is wrong with a step's loss, in words; `state.step` is then that step's. Empty where nothing is.
+    """
+    unread, state.unread = state.unread, []
+    numbers: list[list[float]] = torch.stack([one.values for one in unread]).tolist()
+    metrics: dict[str, float] = {}
+    for one, values in zip(unread, numbers, strict=True):
+        trouble = divergence(one.step, values[0], state)
+        if trouble:
+            state.step = one.step
+            return trouble
+        state.recent_loss = recent_loss(one.step, values[0], state)
+        metrics = dict(zip(one.names, values, strict=True))
+        add_to_curve(run, state, one, metrics)
+    metrics["learning_rate"] = unread[-1].rate
     agreements = [
         row["held_out_agreement"] for row in state.curve[-ROWS_PER_EVALUATION:] if "held_out_agreement" in row
     ]
     if agreements:
         metrics["held_out_agreement"] = agreements[-1]
-    run.progress.update(state.step, steps, "step", metrics)
+    run.progress.update(state.step, run.task.steps, "step", metrics)
+    return ""
 
 
-def divergence(loss: float, state: TrainingState) -> str:
+def add_to_curve(run: Run, state: TrainingState, one: StepValues, metrics: dict[str, float]) -> None:
+    """Add a step to the curve: means since the last row, and now and then the agreement on the held-out images."""
+    task, done = run.task, one.step + 1
+    for name, value in {**metrics, "steps": 1.0}.items():
+        state.sums[name] = state.sums.get(name, 0.0) + value
+    last = done == task.steps
+    if done % row_steps(task) and not last:
+        return
+    taken = state.sums.pop("steps")
+    row = {"step": float(done), **{n: total / taken for n, total in state.sums.items()}, "learning_rate": one.rate}
+    if done % (row_steps(task) * ROWS_PER_EVALUATION) == 0 or last:
+        with averaged(run.module, state.average):
+            row["held_out_agreement"] = agreement_with_teacher(run.module, task.held_out, task.preprocessing)
+    state.curve.append(row)
+    state.sums = {}
+
+
+def row_steps(task: Task) -> int:
+    """Steps that a row of the curve stands for."""
+    return max(1, task.steps // CURVE_ROWS)
+
+
+def divergence(step: int, loss: float, state: TrainingState) -> str:
     """What is wrong with a step's loss, in words; empty where nothing is."""
     if not math.isfinite(loss):
         return "not finite"
-    recent = RECENT_DECAY * state.recent_loss + (1.0 - RECENT_DECAY) * loss
-    if state.step and recent > EXPLODED * state.ignorant_loss:
+    recent = recent_loss(step, loss, state)
+    if step and recent > EXPLODED * state.ignorant_loss:
         return f"{recent:.3g}, more than {EXPLODED:g} times that of a student which knows nothing,"
     return ""
+
+
+def recent_loss(step: int, loss: float, state: TrainingState) -> float:
+    """The decayed mean of the losses, a step's own included."""
+    before = state.recent_loss if step else loss
+    return RECENT_DECAY * before + (1.0 - RECENT_DECAY) * loss
 
 
 def roll_back(run: Run, state: TrainingState, trouble: str) -> TrainingState:
@@ -299,19 +347,24 @@ def diverged(state: TrainingState) -> EngineError:
 
 def all_finite(module: nn.Module) -> bool:
     """Whether every weight and statistic is a number."""
-    return all(bool(torch.isfinite(value).all()) for value in module.state_dict().values())
+    return bool(torch.stack([torch.isfinite(value).all() for value in module.state_dict().values()]).all())
 
 
 @contextmanager
 def repeatable(threads: int) -> Iterator[None]:
     """Torch with a fixed number of threads and deterministic algorithms; what was set before comes back."""
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    memory: Any = torch.utils.deterministic  # it sets itself up by a class, whose property no checker sees
+    filled = memory.fill_uninitialized_memory
     torch.set_num_threads(threads)
     # On a GPU some layers of timm's have no deterministic backward: there it is asked for, not insisted on.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    # It fills what every layer is about to write: a kernel more for each.
+    memory.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.set_num_threads(before[0])
         torch.use_deterministic_algorithms(before[1])
+        memory.fill_uninitialized_memory = filled

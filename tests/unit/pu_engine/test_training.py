@@ -319,10 +319,10 @@ def test_a_loss_that_explodes_rolls_back_once_and_then_fails(task: Task, tmp_pat
 
 
 def test_a_high_loss_of_one_batch_is_no_divergence() -> None:
-    state = TrainingState(class_loss=torch.zeros(3), step=5, ignorant_loss=2.0, recent_loss=0.5)
-    assert training.divergence(150.0, state) == ""
-    assert "more than 10 times" in training.divergence(250.0, state)
-    assert training.divergence(math.inf, state) == "not finite"
+    state = TrainingState(class_loss=torch.zeros(3), ignorant_loss=2.0, recent_loss=0.5)
+    assert training.divergence(5, 150.0, state) == ""
+    assert "more than 10 times" in training.divergence(5, 250.0, state)
+    assert training.divergence(5, math.inf, state) == "not finite"
 
 
 def test_a_second_loss_that_is_not_finite_is_a_divergence(task: Task, tmp_path: Path) -> None:
@@ -343,6 +343,35 @@ def test_a_roll_back_survives_a_restart(task: Task, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("macs", "batch", "steps"), [(1, 1, 100), (40_551_040, 128, 6), (5_000_000_000, 512, 1)])
 def test_checkpoints_come_about_every_twenty_seconds_by_count(macs: int, batch: int, steps: int) -> None:
     assert checkpoint_steps(macs, batch) == steps
+
+
+def test_a_gpu_keeps_fewer_checkpoints() -> None:
+    """There a ResNet-20's step takes milliseconds, so that six of them are no time at all."""
+    assert checkpoint_steps(40_551_040, 128, torch.device("cuda")) == 500
+    assert checkpoint_steps(5_000_000_000, 512, torch.device("cuda")) == 3
+
+
+@pytest.mark.parametrize("diverges", [False, True])
+def test_numbers_read_every_few_steps_give_the_same_training(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, diverges: bool
+) -> None:
+    """What a GPU does: a loss that is not finite is found later, and what was done since is undone."""
+
+    def trained(name: str) -> tuple[list[dict[str, float]], dict[str, Tensor], list[str]]:
+        torch.manual_seed(0)
+        module, progress = Exploding({13}) if diverges else network(), SilentProgress()
+        curve = train(module, task, tmp_path / name, progress)
+        return curve, weights(module), progress.warnings
+
+    curve, final, warnings = trained("each")
+    monkeypatch.setattr(training, "row_steps", lambda task: 15)
+    monkeypatch.setattr(training, "due", lambda run, state: state.step % 5 == 0)
+    late_curve, late_final, late_warnings = trained("late")
+    assert len(warnings) == diverges
+    assert late_warnings == warnings
+    assert all(torch.equal(value, late_final[name]) for name, value in final.items())
+    assert [row["step"] for row in late_curve] == [15, 30]
+    assert late_curve[1]["loss"] == pytest.approx(np.mean([row["loss"] for row in curve[15:]]))
 
 
 def test_running_class_loss_moves_only_classes_that_are_there() -> None:
