@@ -220,7 +220,7 @@ def student_run(data: Data, teacher: nn.Module, key: Mapping[str, Any], folder: 
     module = build(scale.student, SIDE, 3, scale.classes).to(data.device)
     steps = int(key["epochs"]) * scale.epoch // options.batch_size
     task = task_of(data, labelled, picked, options, steps=steps, seed=seed, network=module, key=folder.name)
-    live = LiveTargets(Sampler(labelled, picked, options, seed), asker(teacher, task), 1.0)
+    live = LiveTargets(Sampler(labelled, picked, options, seed, device=data.device), asker(teacher, task), 1.0)
     before = time.perf_counter()
     train(module, replace(task, source=live), folder, SilentProgress())
     ended = time.perf_counter()
