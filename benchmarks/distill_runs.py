@@ -86,7 +86,8 @@ def measured(
         spec = describe(student, module, arrays, facts.class_names)
         task = Task(
             labelled=labelled, picked=picked, held_out=held_out, preprocessing=spec.preprocessing, options=options,
-            steps=steps, seed=seed, checkpoint_steps=checkpoint_steps(spec.macs, options.batch_size, torch.device(device)), key=folder.name,
+            steps=steps, seed=seed, key=folder.name,
+            checkpoint_steps=checkpoint_steps(spec.macs, options.batch_size, torch.device(device)),
             target_scale=target_scale(labelled.targets[:, 0], labelled.labels), teacher_accuracy=facts.accuracy,
         )  # fmt: skip
         curve = train(module.to(device), task, folder, SilentProgress())
