@@ -103,7 +103,7 @@ def add_setting(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="to train on")
     parser.add_argument(
-        "--set", nargs="+", default=(), metavar="NAME=JSON", help="of the training, as mixup=0.2 or loss.temperature=2"
+        "--set", nargs="*", default=(), metavar="NAME=JSON", help="of the training, as mixup=0.2 or loss.temperature=2"
     )
     parser.add_argument("--prepare", action="store_true", help="pick and stop")
     parser.add_argument("--cache", type=Path, default=Path(".bench/distill"))

@@ -112,7 +112,7 @@ def main() -> int:
     parser.add_argument(
         "--share", type=int, nargs=2, default=(0, 1), metavar=("I", "N"), help="run the I-th of N parts"
     )
-    parser.add_argument("--set", nargs="+", default=(), metavar="NAME=JSON", help="of the training, as mixup=0.2")
+    parser.add_argument("--set", nargs="*", default=(), metavar="NAME=JSON", help="of the training, as mixup=0.2")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
