@@ -4,7 +4,7 @@
 
 Each `<part>-<n>.npz` holds `bytes` (uint8, all files one after the other), `ends` (int64) and `labels` (int64; -1 where
 there is none). Parts: `train` and `test` of CIFAR-10, `pool` of Tiny-ImageNet, `labelled` (rows of `train` that may be
-shown with their label, by class in the order in which more are taken).
+shown with their label, by class in the order in which more are taken). Compressed, since all files have the same tables.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def pack(out: Path, part: str, files: Sequence[bytes], labels: Sequence[int]) ->
     for number, start in enumerate(starts):
         rows = slice(start, starts[number + 1] if number + 1 < len(starts) else len(files))
         own = files[rows]
-        np.savez(
+        np.savez_compressed(
             out / f"{part}-{number}.npz",
             bytes=np.frombuffer(b"".join(own), np.uint8),
             ends=np.cumsum([len(data) for data in own]),
