@@ -4,7 +4,7 @@
 
 Each `<part>-<n>.npz` holds `bytes` (uint8, all files one after the other), `ends` (int64) and `labels` (int64; -1 where
 there is none). Parts: `train` and `test` of CIFAR-10, `pool` of Tiny-ImageNet, `labelled` (rows of `train` that may be
-shown with their label, by class in the order in which more are taken). Compressed, since all files have the same tables.
+shown with their label, by class in the order in which more are taken). Compressed: all files have the same tables.
 """
 
 from __future__ import annotations
