@@ -25,6 +25,7 @@ from pu_engine.students import build
 
 STUDENTS = ("resnet18@32", "mobilenetv4_conv_small@64", "fastvit_t8@64")
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+WAYS = ("eager", "compile")
 WARM_UP, ROUNDS = 10, 50
 OTHER_RUNTIMES = {"onnxruntime": "CUDAExecutionProvider", "tensorrt": "", "tensorrt_rtx": ""}
 
@@ -36,6 +37,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_latency", description=__doc__)
     parser.add_argument("--students", nargs="+", default=STUDENTS)
     parser.add_argument("--batches", nargs="+", type=int, default=(1, 32, 256))
+    parser.add_argument("--precisions", nargs="+", choices=tuple(PRECISIONS), default=tuple(PRECISIONS))
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="compile takes some 10 s a batch size")
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
@@ -44,9 +47,11 @@ def main() -> int:
     rows = []
     for name in options.students:
         student, side = name.split("@")
-        for precision, dtype in PRECISIONS.items():
+        for precision in options.precisions:
+            dtype = PRECISIONS[precision]
             module = build(student, int(side), 3, options.classes).eval().cuda().to(dtype)
-            for way, forward in ways(module).items():
+            for way in options.ways:
+                forward = forward_by(way, module)
                 for batch in options.batches:
                     images = torch.randn(batch, 3, int(side), int(side), device="cuda", dtype=dtype)
                     rows.append({"student": name, "precision": precision, "by": way, "batch": batch}
@@ -62,10 +67,11 @@ def main() -> int:
     return 0
 
 
-def ways(module: nn.Module) -> dict[str, Forward]:
-    """A network as it is, and compiled with CUDA graphs."""
+def forward_by(way: str, module: nn.Module) -> Forward:
+    """A network as it is, or compiled with CUDA graphs."""
     module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return {"eager": module, "compile": torch.compile(module, mode="reduce-overhead", dynamic=False)}
+    compiled: Forward = torch.compile(module, mode="reduce-overhead", dynamic=False)
+    return compiled if way == "compile" else module
 
 
 def measured(forward: Forward, images: Tensor) -> dict[str, Any]:
