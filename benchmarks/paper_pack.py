@@ -75,15 +75,20 @@ def pack(out: Path, part: str, files: Sequence[bytes], labels: Sequence[int]) ->
 
 
 def unpack(folder: Path, part: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images [n, 32, 32, 3] and labels [n] of a part."""
+    """Images [n, 32, 32, 3] and labels [n] of a part; the decoded ones are kept beside it."""
     images, labels = [], []
+    decoded = folder / f"{part}.images.npy"
     for path in sorted(folder.glob(f"{part}-*.npz"), key=lambda p: int(p.stem.rpartition("-")[2])):
         with np.load(path) as content:
             data, ends = content["bytes"].tobytes(), content["ends"]
             labels.append(content["labels"])
-        starts = np.concatenate([[0], ends[:-1]])
-        images += [_decoded(data[start:end]) for start, end in zip(starts, ends, strict=True)]
-    return np.stack(images), np.concatenate(labels)
+        if not decoded.is_file():
+            starts = np.concatenate([[0], ends[:-1]])
+            images += [_decoded(data[start:end]) for start, end in zip(starts, ends, strict=True)]
+    if images:
+        np.save(folder / f"{part}.part.npy", np.stack(images))
+        (folder / f"{part}.part.npy").rename(decoded)
+    return np.load(decoded), np.concatenate(labels)
 
 
 def _decoded(data: bytes) -> NDArray[np.uint8]:
