@@ -53,7 +53,7 @@ class Stage:
 INTAKE = Stage(
     name="intake",
     module="pu_engine.intake",
-    schema=3,
+    schema=4,
     reads=("teacher", "external_data", "display_name", "class_names", "taps", "images", "preprocessing", "seed"),
     profile="model",
     retries=0,
@@ -62,7 +62,7 @@ INTAKE = Stage(
 SCORING = Stage(
     name="scoring",
     module="pu_engine.scoring",
-    schema=4,
+    schema=5,
     needs=("intake",),
     reads=("pool", "images"),
     profile="model",
@@ -79,7 +79,7 @@ BUDGET = Stage(
 SELECTION = Stage(
     name="selection",
     module="pu_engine.selection",
-    schema=4,
+    schema=5,
     needs=("intake", "scoring", "budget"),
     reads=(
         "pool",

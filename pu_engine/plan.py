@@ -23,7 +23,7 @@ from pu_engine.preprocessing import image_channels
 from pu_engine.progress import Progress
 from pu_engine.providers import choose_provider
 from pu_engine.results import load, read_manifest, write_atomic
-from pu_engine.scorer import open_scorer
+from pu_engine.scorer import features_width, open_scorer
 from pu_engine.scoring import survey
 from pu_engine.types import Outlook, Plan, PlanInputs, SelectionOptions, StageEstimate, Teacher
 
@@ -100,7 +100,7 @@ def estimate_stages(
 ) -> tuple[StageEstimate, ...]:  # fmt: skip
     """Seconds and memory of each stage of a compression, in its order."""
     intake = read_manifest(Path(inputs.intake.path))
-    width = sum(tap.width for tap in load(Teacher, inputs.intake.path).taps)
+    width = features_width(load(Teacher, inputs.intake.path).taps)
     gathered = picked + labelled + min(PARITY_IMAGES, pool_images)
     fixed = "an allowance measured on another machine; it does not grow with the pool or the training"
     rows = (
@@ -176,7 +176,7 @@ def selection_bytes(pool_images: int, labelled: int, width: int) -> int:
     """What selection holds beside its libraries: the pool's features are streamed, a sample of them is trained on.
 
     Args:
-        width: of the features, all taps.
+        width: of the features, the spreads among them.
     """
     from pu_engine.pu_classifier import EXPANDED_BYTES, MOST_LOGITS, SMOOTH_FUNCTIONS
     from pu_engine.pu_folds import TRAINING_BYTES

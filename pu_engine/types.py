@@ -15,6 +15,8 @@ from pu_engine.jsonform import MEASURED
 from pu_engine.pick_types import PickEstimate
 from pu_engine.twin_report import TwinReport
 
+SPREAD_SUFFIX = "_spread"  # of the name of a tap's second output
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File:
@@ -84,6 +86,7 @@ class Tap:
     name: str
     source: str
     width: int
+    spread: str = ""  # the output with the standard deviation over what was pooled, [N, width]; "" of a vector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,6 +52,7 @@ class Case:
     labelled_classes: NDArray[np.int64]
     held_out: NDArray[np.bool_]
     taps: bool = True
+    spreads: bool = False  # the features end with the spreads of the first tap
     leaked: int = 0  # the pool's first images are the first labelled ones
 
 
@@ -86,6 +87,8 @@ def write_result(folder: Path, result: object) -> Folder:
 
 def write_case(root: Path, case: Case, options: SelectionOptions | None = None) -> SelectionInputs:
     taps = tuple(Tap(name=f"tap{i}", source=f"layer{i}", width=w) for i, w in enumerate(WIDTHS)) if case.taps else ()
+    if case.spreads:
+        taps = (replace(taps[0], spread="tap0_spread"), *taps[1:])
     cuts = [0, len(case.pool_features) // 3, len(case.pool_features)]
     shards = ("shard-00000", "shard-00001")
     entries = [
@@ -286,6 +289,35 @@ def test_auto_takes_the_pu_order_where_the_source_is_present(tmp_path: Path) -> 
     assert selection.expected is not None
     assert selection.expected.precision == pytest.approx(found, abs=0.15)
     assert selection.expected.recall == pytest.approx(330 * found / own.sum(), abs=0.25)
+
+
+def with_spreads(case: Case, shift: float) -> Case:
+    """The case with spreads of which those of the labelled images and of the pool's first fifth are larger."""
+    generator = np.random.default_rng(7)
+    pool = generator.normal(size=(len(case.pool_features), WIDTHS[0]))
+    pool[: len(pool) // 5] += shift
+    labelled = generator.normal(size=(len(case.labelled_features), WIDTHS[0])) + shift
+    return replace(
+        case,
+        spreads=True,
+        pool_features=np.concatenate([case.pool_features, pool], axis=1),
+        labelled_features=np.concatenate([case.labelled_features, labelled], axis=1),
+    )
+
+
+def test_the_source_classifier_sees_the_spread_of_the_taps(tmp_path: Path) -> None:
+    case = make_case(images=2000, labelled=240, own_share=1.0)  # the means say nothing
+    selection, table = select(tmp_path, with_spreads(case, 3.0), SelectionOptions(rule="top", count=330))
+    assert selection.score == "pu"
+    assert table["picked"].to_numpy()[:400].mean() > 0.75
+
+
+def test_content_scores_see_the_means_alone(tmp_path: Path) -> None:
+    digests = []
+    for name, shift in (("a", 0.0), ("b", 3.0)):
+        select(tmp_path / name, with_spreads(make_case(), shift), SelectionOptions(score="e2", count=60))
+        digests.append(file_sha256(tmp_path / name / "out" / "selection.parquet"))
+    assert digests[0] == digests[1]
 
 
 def test_the_view_that_shows_the_source_is_heard(tmp_path: Path) -> None:
