@@ -15,3 +15,17 @@ class PickEstimate:
     precision_low: float
     precision_high: float
     recall: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoorClass:
+    """A class with labelled images of which the pool has fewer images than are wanted; `nearest` is the key of the
+    image, of those that the teacher takes for another class, to which it gives this class the largest probability.
+    """
+
+    name: str
+    available: int
+    wanted: int
+    nearest: str | None
+    nearest_class: str | None
+    nearest_probability: float | None

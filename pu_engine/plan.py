@@ -18,6 +18,7 @@ from pu_engine.plan_samples import (
     time_scoring,
     time_student,
 )
+from pu_engine.plan_types import Outlook, Plan, StageEstimate
 from pu_engine.pool import open_pool
 from pu_engine.preprocessing import image_channels
 from pu_engine.progress import Progress
@@ -25,7 +26,7 @@ from pu_engine.providers import choose_provider
 from pu_engine.results import load, read_manifest, write_atomic
 from pu_engine.scorer import features_width, open_scorer
 from pu_engine.scoring import survey
-from pu_engine.types import Outlook, Plan, PlanInputs, SelectionOptions, StageEstimate, Teacher
+from pu_engine.types import PlanInputs, SelectionOptions, Teacher
 
 FILE = "plan.json"
 PARITY_IMAGES = 256

@@ -19,6 +19,7 @@ from pu_engine import ingest, plan, plan_samples
 from pu_engine.distill_types import DistillationOptions
 from pu_engine.errors import EngineError
 from pu_engine.jsonform import from_json, to_json
+from pu_engine.plan_types import Plan
 from pu_engine.pool import open_pool, pool_folder
 from pu_engine.pool_types import IngestInputs
 from pu_engine.progress import SilentProgress
@@ -28,7 +29,6 @@ from pu_engine.types import (
     Folder,
     LabelledFile,
     LabelledImages,
-    Plan,
     PlanInputs,
     Preprocessing,
     SelectionOptions,
