@@ -124,7 +124,7 @@ BUNDLING = Stage(
 REPORT = Stage(
     name="report",
     module="pu_engine.report",
-    schema=2,
+    schema=3,
     needs=("intake", "scoring", "selection", "gathering", "distillation", "export", "verification", "bundling"),
     reads=("pool", "images"),
 )
@@ -134,7 +134,7 @@ INSPECTION = Stage(
 PLAN = Stage(
     name="plan",
     module="pu_engine.plan",
-    schema=2,
+    schema=3,
     needs=("intake",),
     reads=("pool", "images", "selection", "student", "distillation", "seed"),
     profile="model",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pu_engine.jsonform import MEASURED
+from pu_engine.pick_types import PickEstimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,26 @@ class Outlook:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PickForecast:
+    """What selection would find, from a sample; counts are scaled to the pool. Fields as those of `Selection`."""
+
+    sample: int  # pool images that were scored for it
+    labelled: int  # labelled images that were
+    picked: int
+    score: str
+    why: str
+    prior: float | None
+    prior_low: float | None
+    prior_high: float | None
+    prior_bound: float | None
+    separated: float | None
+    expected: PickEstimate | None
+    class_names: tuple[str, ...]
+    class_counts: tuple[int, ...]
+    class_available: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """Also written as `plan.json`."""
 
@@ -33,8 +54,9 @@ class Plan:
     budget: str = field(metadata=MEASURED)  # where the number of steps comes from
     targets: str  # cached | views | live, and why
     outlook: tuple[Outlook, ...] = field(metadata=MEASURED)
-    picked: int
+    picked: int = field(metadata=MEASURED)
     pool_images: int
+    selection: PickForecast = field(metadata=MEASURED)  # of as many images as the teacher's speed allows
     student: str
     parameters: int
     macs: int

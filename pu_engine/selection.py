@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pu_engine.class_bounds import ClassBounds, check_room, class_bounds
 from pu_engine.errors import EngineError
 from pu_engine.look_alikes import excluded_rows, surplus
-from pu_engine.pick_estimate import believed, pick_estimate
+from pu_engine.pick_estimate import believed, pick_estimate, reliability
 from pu_engine.pick_types import PickEstimate
 from pu_engine.pick_weights import pick_weights
 from pu_engine.pool import PoolReader, open_pool
@@ -33,7 +33,7 @@ from pu_engine.source_test import GATE_PRIOR
 from pu_engine.training import repeatable
 from pu_engine.types import Budget, Selection, SelectionInputs, SelectionOptions, Teacher
 
-FILE = "selection.parquet"
+FILE, LABELLED_SCORES = "selection.parquet", "labelled.scores.npy"
 RULES = ("balanced", "top", "threshold")
 ROW_GROUP = 65_536
 HIGH_PRIOR = 0.9
@@ -119,6 +119,8 @@ def run(inputs: SelectionInputs, out: Path, progress: Progress) -> Selection:
     reason = reasons(picks.picked, barred, options.rule)
     probability = believed(order.score, order.prior) if whole and order.prior is not None else None
     write_selection(out / FILE, keys, order, view, weights=pick_weights(probability, picks.picked), reason=reason)
+    if order.labelled is not None:
+        np.save(out / LABELLED_SCORES, order.labelled)
     poor = poor_classes(picks.wanted, view.classes, files.pool_logits(), keys=keys, names=teacher.class_names)
     warnings = [
         *order.warnings,
@@ -151,7 +153,8 @@ def _selection(
         prior_bound=order.evidence.prior.bound if order.evidence else None,
         prior_low=order.interval.low if order.interval else None,
         prior_high=order.interval.high if order.interval else None,
-        expected=_expected(order, picked),
+        expected=expected_precision(order, picked),
+        reliability=reliability(order.labelled, order.score, order.prior or 0.0) if order.labelled is not None else (),
         separated=order.evidence.separated if order.evidence else None,
         warnings=warnings,
     )
@@ -326,7 +329,7 @@ def _check_scored(images: int, scored: int) -> None:
         )
 
 
-def _expected(order: PoolOrder, picked: NDArray[np.bool_]) -> PickEstimate | None:
+def expected_precision(order: PoolOrder, picked: NDArray[np.bool_]) -> PickEstimate | None:
     """What the picks are expected to hold, where the pool was ordered by the source classifier."""
     if order.name != "pu" or order.prior is None:
         return None

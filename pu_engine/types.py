@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pu_engine.distill_types import DistillationOptions
 from pu_engine.fact_types import Latency, TapCandidate, TeacherFacts
 from pu_engine.jsonform import MEASURED
-from pu_engine.pick_types import PickEstimate, PoorClass
+from pu_engine.pick_types import PickEstimate, PoorClass, ReliabilityBin
 from pu_engine.twin_report import TwinReport
 
 SPREAD_SUFFIX = "_spread"  # of the name of a tap's second output
@@ -194,7 +194,9 @@ class SelectionInputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """`selection.parquet`: key, score, class, probability, weight, picked, why; rows in pool order."""
+    """`selection.parquet`: key, score, class, probability, weight, picked, why; rows in pool order. Where the source
+    classifier ordered the pool also `labelled.scores.npy`: what it says of the labelled images, [P] float64.
+    """
 
     pool_images: int
     picked: int
@@ -213,6 +215,7 @@ class Selection:
     prior_low: float | None = None
     prior_high: float | None = None
     expected: PickEstimate | None = None
+    reliability: tuple[ReliabilityBin, ...] = ()
     poor_classes: tuple[PoorClass, ...] = ()  # the poorest first
     look_alikes: int = 0  # left out beside a better image that they look like
     excluded: int = 0  # are, or look like, images that must not be picked
