@@ -165,13 +165,14 @@ def is_kept(folder: Path) -> bool:
 def keep_images(asked: Asked, folder: Path) -> None:
     """Write each source's arrays, and last what the teacher is."""
     folder.mkdir(parents=True, exist_ok=True)
-    last = asked.teacher.taps[-1].width
+    widths = [tap.width for tap in asked.teacher.taps]
+    last_tap = slice(sum(widths[:-1]), sum(widths))  # spreads follow
     for name, found in asked.scored.items():
         labels = [asked.teacher.class_order[label] for label in found.source.labels]
         pixels = [decode_resized(file, SIDE, SIDE, 3, "stretch") for file in found.source.files]
         np.save(folder / f"{name}.pixels.npy", np.stack(pixels))
         np.save(folder / f"{name}.logits.npy", found.logits)
-        np.save(folder / f"{name}.features.npy", found.features[:, CLEAN_VIEW, -last:])
+        np.save(folder / f"{name}.features.npy", found.features[:, CLEAN_VIEW, last_tap])
         np.save(folder / f"{name}.labels.npy", np.array(labels, np.int64))
     np.save(folder / "relations.npy", np.array(asked.scored["natural"].source.relations))
     facts = Facts(

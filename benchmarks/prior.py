@@ -5,7 +5,7 @@
 
 Pools with known shares: images of the labelled images' source among natural images that show none of their classes. A
 draw takes other labelled images, other pool images and another initialisation. The estimator is the engine's (best bin
-on the source classifier's scores, bootstrap interval), next to DEDPUL on the same scores.
+on the source classifier's scores, bootstrap interval), next to DEDPUL and TIcE on the same scores.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from pu_engine.prior import best_bin_estimate, density_ratio_estimate, prior_int
 from pu_engine.progress import SilentProgress
 from pu_engine.scorer import Scorer
 from pu_engine.training import repeatable
+from pu_engine.tree_prior import tree_induction_estimate
 
 SHARES = (0.05, 0.11, 0.2, 0.5)
 MOST_ERROR, MOST_WIDTH, LEAST_COVERED = 0.03, 0.10, 72 / 80
@@ -65,9 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     rows = summary(runs)
     bars = verdicts(runs)
-    cells = [[str(r["share"]), *(f"{r[k]:.3f}" for k in ("best_bin", "error", "dedpul_error", "covered", "width"))]
-             for r in rows]  # fmt: skip
-    print_table("Prior", ["true share", "best bin", "its error", "DEDPUL's error", "inside", "width"], cells)
+    keys = ("best_bin", "error", "dedpul_error", "tice_error", "covered", "width")
+    cells = [[str(r["share"]), *(f"{r[key]:.3f}" for key in keys)] for r in rows]
+    heads = ["true share", "best bin", "its error", "DEDPUL's error", "TIcE's error", "inside", "width"]
+    print_table("Prior", heads, cells)
     print_bars(bars)
     write_json(options.out, {"conditions": facts, "rows": rows, "runs": runs, "bars": bars})
     return 0 if all(b["holds"] for b in bars) else 1
@@ -76,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def estimated(
     sources: Mapping[str, Scored], scorer: Scorer, a_class: int, *, share: float, pool_images: int, seed: int
 ) -> Row:
-    """One draw: both estimates and the interval."""
+    """One draw: the estimates and the interval."""
     own = min(len(sources["mixed"].logits), round(share * pool_images))
     sizes = Sizes(pool=round(own / share), share_mixed=share)
     with tempfile.TemporaryDirectory() as work, repeatable(threads=1):
@@ -91,6 +93,7 @@ def estimated(
         "pool": len(pool),
         "best_bin": best_bin_estimate(labelled, pool).alpha,
         "dedpul": density_ratio_estimate(labelled, pool),
+        "tice": tree_induction_estimate(labelled, pool, np.random.default_rng(seed)),
         "low": interval.low,
         "high": interval.high,
         "inside": interval.low <= true <= interval.high,
@@ -105,6 +108,7 @@ def summary(runs: Sequence[Row]) -> list[Row]:
         rows.append(
             {"share": share, "best_bin": mean(run["best_bin"] for run in mine)}
             | {"error": _error(mine, "best_bin"), "dedpul_error": _error(mine, "dedpul")}
+            | {"tice_error": _error(mine, "tice")}
             | {"covered": mean(float(run["inside"]) for run in mine)}
             | {"width": mean(run["high"] - run["low"] for run in mine)}
         )

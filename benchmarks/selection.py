@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.conditions import conditions
 from benchmarks.selection_images import SHARDS, Sizes, first_labelled, read
 from benchmarks.selection_methods import METHODS, measured
-from benchmarks.selection_scores import Scored, draw, open_teacher, scored
+from benchmarks.selection_scores import DRAWN_FROM, Scored, draw, open_teacher, scored
 from benchmarks.table import bar, print_bars, print_table, write_json
 from pu_engine.scorer import Scorer
 
@@ -67,9 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     sizes = Sizes(pool=options.pool_images)
     scorer, folder = open_teacher(options.teacher, first_labelled(options.data), options.cache)
+    wanted = {"labelled", "natural", *(name for pool in options.pools for name in DRAWN_FROM[pool])}
     sources = {
         name: scored(source, scorer, folder, options.threads)
         for name, source in read(options.data, options.part, sizes).items()
+        if name in wanted
     }
     runs = run_all(options, sources, scorer, sizes)
     rows = summary(runs)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from benchmarks.selection_images import Sizes, Source
 from pu_engine import intake
 from pu_engine.array_file import ArrayWriter, is_whole
-from pu_engine.pipeline import SCORING
+from pu_engine.pipeline import INTAKE, SCORING
 from pu_engine.prefetch import prefetched
 from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest, file_sha256, write_atomic
@@ -31,6 +31,7 @@ from pu_engine.types import File, Folder, IntakeInputs, LabelledFile, LabelledIm
 POOL = "pool"
 NEAR = "near"
 MIXED_IN = {"mix": "mixed", "mix unseen": "unseen", "mix refiled": "refiled"}
+DRAWN_FROM = {"natural": (), "wild": ("junk",)} | {pool: (source,) for pool, source in MIXED_IN.items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -57,7 +58,7 @@ class DrawnPool:
 def open_teacher(model: Path, images: dict[str, list[bytes]], cache: Path) -> tuple[Scorer, Path]:
     """The engine's intake of a teacher, from the cache where it was done; its scorer and the folder of its scores."""
     digest = file_sha256(model)
-    folder = cache / f"{model.stem}-{digest[:12]}"
+    folder = cache / f"{model.stem}-{digest[:12]}-{INTAKE.schema}"
     labelled = _labelled_files(images, cache / "labelled")
     if not (folder / "intake" / "manifest.json").is_file():
         (folder / "intake").mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
 from pu_engine.errors import EngineError
 from pu_engine.forward import ORT_ERRORS
-from pu_engine.graph_surgery import opset
+from pu_engine.graph_surgery import TAP_PREFIX, opset
 from pu_engine.results import write_atomic
 from pu_engine.sessions import open_session
 
@@ -61,7 +61,7 @@ def write_int8(tapped: Path, batches: Iterator[NDArray[Any]], out: Path, scratch
     """
     fused, quantised = scratch / "fused.onnx", scratch / INT8_MODEL
     try:
-        _fuse(tapped, fused)
+        pooling = _fuse(tapped, fused)
         quantize_static(
             fused,
             quantised,
@@ -71,6 +71,7 @@ def write_int8(tapped: Path, batches: Iterator[NDArray[Any]], out: Path, scratch
             weight_type=QuantType.QInt8,
             per_channel=True,
             calibrate_method=CalibrationMethod.MinMax,
+            nodes_to_exclude=pooling,  # squares in 8 bits would lose the small ones
             calibration_providers=["CPUExecutionProvider"],
             extra_options={"ActivationSymmetric": False, "WeightSymmetric": True},
         )
@@ -94,8 +95,12 @@ class _Batches(CalibrationDataReader):  # type: ignore[misc]
         return None if batch is None else {"input": np.ascontiguousarray(batch)}
 
 
-def _fuse(source: Path, target: Path) -> None:
-    """Fold batch normalisation into convolutions, and infer shapes; constants of a stranger's are not folded."""
+def _fuse(source: Path, target: Path) -> list[str]:
+    """Fold batch normalisation into convolutions, and infer shapes; constants of a stranger's are not folded.
+
+    Returns:
+        Names of the nodes that pool taps.
+    """
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.optimized_model_filepath = str(target)
@@ -110,3 +115,4 @@ def _fuse(source: Path, target: Path) -> None:
     inferred = onnx.shape_inference.infer_shapes(fused)
     add_pre_process_metadata(inferred)  # else the quantiser asks for what was just done
     target.write_bytes(inferred.SerializeToString(deterministic=True))
+    return [node.name for node in inferred.graph.node if node.name and node.output[0].startswith(TAP_PREFIX)]

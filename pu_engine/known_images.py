@@ -8,13 +8,8 @@ from pathlib import PurePosixPath
 import numpy as np
 import pyarrow as pa
 
-from pu_engine.perceptual_hash import NEAR_BITS
+from pu_engine.perceptual_hash import BAND_BITS, BANDS, NEAR_BITS
 from pu_engine.pool_index import GOOD
-
-HASH_BITS = 64
-# Two hashes that differ in at most NEAR_BITS bits agree in one of NEAR_BITS + 1 bands.
-BANDS = NEAR_BITS + 1
-BAND_BITS = -(-HASH_BITS // BANDS)
 
 
 class KnownImages:

@@ -17,6 +17,10 @@ from pu_engine.images import Pixels, resize
 SIDE = 32
 FREQUENCIES = 8
 NEAR_BITS = 4
+HASH_BITS = 64
+# Two hashes that differ in at most NEAR_BITS bits agree in one of NEAR_BITS + 1 bands.
+BANDS = NEAR_BITS + 1
+BAND_BITS = -(-HASH_BITS // BANDS)
 _SCALE = 1024
 _LUMA = np.array([299, 587, 114])  # ITU-R BT.601, in thousandths
 _BITS = np.uint64(1) << np.arange(FREQUENCIES * FREQUENCIES, dtype=np.uint64)
@@ -36,3 +40,24 @@ def perceptual_hash(image: Pixels) -> int:
 def distance(one: int, other: int) -> int:
     """Bits in which two hashes differ."""
     return (one ^ other).bit_count()
+
+
+def near(hashes: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which hashes differ from any of the wanted ones in at most NEAR_BITS bits, [N].
+
+    Args:
+        hashes: [N]. wanted: [M]; only those that agree with one in a band are compared.
+    """
+    found = np.zeros(hashes.size, dtype=np.bool_)
+    mask = np.uint64((1 << BAND_BITS) - 1)
+    for band in range(BANDS):
+        shift = np.uint64(BAND_BITS * band)
+        values = (hashes >> shift) & mask
+        order = np.argsort(values, kind="stable")
+        sorted_values = values[order]
+        asked = (wanted >> shift) & mask
+        starts, stops = (np.searchsorted(sorted_values, asked, side=side) for side in ("left", "right"))
+        for hash_, start, stop in zip(wanted, starts, stops, strict=True):
+            rows = order[start:stop]
+            found[rows] |= np.bitwise_count(hashes[rows] ^ hash_) <= NEAR_BITS
+    return found

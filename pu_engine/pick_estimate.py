@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pu_engine.pick_types import PickEstimate
+from pu_engine.pick_types import PickEstimate, ReliabilityBin
 from pu_engine.prior import PriorInterval
-from pu_engine.pu_classifier import beliefs
+from pu_engine.pu_classifier import belief_shift, beliefs, sigmoid
 
 LEAST_PRIOR, MOST_PRIOR = 1e-3, 0.95
+TENTHS = 10
 
 
 def pick_estimate(
@@ -35,4 +36,37 @@ def pick_estimate(
 
 def believed(score: NDArray[np.float64], prior: float) -> NDArray[np.float64]:
     """The probability of each pool image to be of the labelled images' source, [N]; their mean is the bounded prior."""
-    return beliefs(score, min(max(prior, LEAST_PRIOR), MOST_PRIOR))
+    return beliefs(score, _bounded(prior))
+
+
+def reliability(labelled: NDArray[np.float64], pool: NDArray[np.float64], prior: float) -> tuple[ReliabilityBin, ...]:
+    """Believed probabilities beside what the labelled images' scores say of them, in tenths of the probability.
+
+    Both sides know no true label, but only one of them rests on the classifier's log-odds: where it is too sure of
+    itself they part. Tenths without a pool image are left out.
+
+    Args:
+        labelled, pool: log-odds by classifiers that saw neither, [P] and [N].
+        prior: share of positives in the pool, bounded as in `pick_estimate`.
+    """
+    share = _bounded(prior)
+    shift = belief_shift(pool, share)
+    believed_pool, believed_labelled = sigmoid(pool + shift), sigmoid(labelled + shift)
+    place, labelled_place = (_tenth(values) for values in (believed_pool, believed_labelled))
+    found = []
+    for tenth in range(TENTHS):
+        inside = place == tenth
+        images, own = int(inside.sum()), int((labelled_place == tenth).sum())
+        if images:
+            read = min(1.0, share * (own / labelled.size) / (images / pool.size))
+            mean = float(believed_pool[inside].mean())
+            found.append(ReliabilityBin(pool=images, labelled=own, believed=mean, read=read))
+    return tuple(found)
+
+
+def _tenth(probability: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.minimum(TENTHS * probability, TENTHS - 1).astype(np.int64)
+
+
+def _bounded(prior: float) -> float:
+    return min(max(prior, LEAST_PRIOR), MOST_PRIOR)

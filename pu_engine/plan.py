@@ -18,18 +18,19 @@ from pu_engine.plan_samples import (
     time_scoring,
     time_student,
 )
-from pu_engine.pool import open_pool
+from pu_engine.plan_types import Outlook, PickForecast, Plan, StageEstimate
+from pu_engine.pool import PoolReader, open_pool
 from pu_engine.preprocessing import image_channels
 from pu_engine.progress import Progress
 from pu_engine.providers import choose_provider
 from pu_engine.results import load, read_manifest, write_atomic
-from pu_engine.scorer import open_scorer
+from pu_engine.scorer import Scorer, features_width, open_scorer
 from pu_engine.scoring import survey
-from pu_engine.types import Outlook, Plan, PlanInputs, SelectionOptions, StageEstimate, Teacher
+from pu_engine.types import PlanInputs, SelectionOptions, Teacher
 
 FILE = "plan.json"
 PARITY_IMAGES = 256
-SCRATCH = ".timed"
+SCRATCH, SCORED = ".timed", ".scored"
 MIB = 2**20
 PROCESS_BYTES = 350 * MIB  # a process that has imported torch and onnxruntime
 # Measured on a busy two-core AMD EPYC server, one thread: CIFAR-10 (40,000 pool images) and handwritten digits (4,800).
@@ -60,20 +61,21 @@ def run(inputs: PlanInputs, out: Path, progress: Progress) -> Plan:
     scorer = open_scorer(inputs.intake, choose_provider("auto").name, matched)
     sample = read_sample(pool, sample_size(pool.pool.images, scorer.batch, inputs.threads))
     scoring = time_scoring(scorer, sample, inputs.threads)
-    progress.update(1, 3, "sample")
+    progress.update(1, 4, "sample")
     side = inputs.student.size or max(scorer.teacher.preprocessing.height, scorer.teacher.preprocessing.width)
     decoding = time_decoding(sample, side, image_channels(scorer.teacher.preprocessing))
-    progress.update(2, 3, "sample")
+    progress.update(2, 4, "sample")
     # Only now: selection and students import torch, which scoring's memory does not hold.
     student = time_student(
         inputs.student, inputs.distillation, scorer.teacher, side, out / SCRATCH,
         seed=inputs.seed, threads=inputs.threads,
     )  # fmt: skip
     budget = budget_of(inputs.distillation, student.step.seconds_each)
-    picked = planned_picks(inputs, budget.steps, pool.pool.images, scorer.teacher.classes)
-    progress.update(3, 3, "sample")
+    progress.update(3, 4, "sample")
+    forecast = forecast_of(inputs, scorer, pool, out, scoring=scoring, steps=budget.steps)
+    progress.update(4, 4, "sample")
     stages = estimate_stages(
-        inputs, steps=budget.steps, pool_images=pool.pool.images, labelled=labelled, picked=picked,
+        inputs, steps=budget.steps, pool_images=pool.pool.images, labelled=labelled, picked=forecast.picked,
         passes=len(scorer.views) + 1, scoring=scoring, decoding=decoding, student=student,
     )  # fmt: skip
     plan = Plan(
@@ -81,8 +83,9 @@ def run(inputs: PlanInputs, out: Path, progress: Progress) -> Plan:
         budget=budget.why,
         targets=targets_in_words(inputs),
         outlook=outlook(budget.steps, student.step.seconds_each),
-        picked=picked,
+        picked=forecast.picked,
         pool_images=pool.pool.images,
+        selection=forecast,
         student=student.name,
         parameters=student.parameters,
         macs=student.macs,
@@ -100,7 +103,7 @@ def estimate_stages(
 ) -> tuple[StageEstimate, ...]:  # fmt: skip
     """Seconds and memory of each stage of a compression, in its order."""
     intake = read_manifest(Path(inputs.intake.path))
-    width = sum(tap.width for tap in load(Teacher, inputs.intake.path).taps)
+    width = features_width(load(Teacher, inputs.intake.path).taps)
     gathered = picked + labelled + min(PARITY_IMAGES, pool_images)
     fixed = "an allowance measured on another machine; it does not grow with the pool or the training"
     rows = (
@@ -154,14 +157,19 @@ def targets_in_words(inputs: PlanInputs) -> str:
     return ": ".join(choose_targets(inputs.distillation.targets, Path(inputs.intake.path), device))
 
 
-def planned_picks(inputs: PlanInputs, steps: int, pool_images: int, classes: int) -> int:
-    """How many images selection would pick by its own rule, junk not counted."""
+def forecast_of(
+    inputs: PlanInputs, scorer: Scorer, pool: PoolReader, out: Path, *, scoring: Timed, steps: int
+) -> PickForecast:
+    """What selection would pick for a training of so many steps."""
+    from pu_engine.plan_forecast import forecast_picks
     from pu_engine.selection import check_options, default_count
 
     check_options(inputs.selection)
-    options, training = inputs.selection, inputs.distillation
+    training, images = inputs.distillation, pool.pool.images
     draws = int(steps * training.batch_size * (1.0 - training.labelled_share))
-    return expected_picks(options, pool_images, max(default_count(pool_images, draws), classes))
+    default = max(default_count(images, draws), scorer.teacher.classes)
+    picked = expected_picks(inputs.selection, images, default)
+    return forecast_picks(inputs, scorer, pool, out / SCORED, scoring=scoring, picked=picked, draws=draws)
 
 
 def expected_picks(options: SelectionOptions, pool_images: int, default: int) -> int:
@@ -176,7 +184,7 @@ def selection_bytes(pool_images: int, labelled: int, width: int) -> int:
     """What selection holds beside its libraries: the pool's features are streamed, a sample of them is trained on.
 
     Args:
-        width: of the features, all taps.
+        width: of the features, the spreads among them.
     """
     from pu_engine.pu_classifier import EXPANDED_BYTES, MOST_LOGITS, SMOOTH_FUNCTIONS
     from pu_engine.pu_folds import TRAINING_BYTES

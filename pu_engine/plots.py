@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pu_engine.fact_types import Latency
+from pu_engine.pick_types import ReliabilityBin
 from pu_engine.variant_rows import Point
 
 INK = "#010203"  # stands for currentColor until the SVG is text
@@ -46,15 +47,19 @@ STYLE: Any = {  # matplotlib types its settings as a Literal of all names
 }
 
 
-def score_histogram(scores: NDArray[np.floating], picked: NDArray[np.bool_], threshold: float, name: str) -> str:
-    """Scores of the pool, picked and not, with the lowest picked score marked.
+def score_histogram(
+    scores: NDArray[np.floating], picked: NDArray[np.bool_], threshold: float, name: str,
+    labelled: NDArray[np.floating] | None = None,
+) -> str:  # fmt: skip
+    """Scores of the pool, picked and not, with the lowest picked score marked; behind them those of labelled images.
 
     Args:
         scores: [N], N >= 1, finite.
         picked: [N].
         name: of the score, for the axis.
+        labelled: scores of the labelled images, [P], drawn to their own scale.
     """
-    edges = np.histogram_bin_edges(scores, BINS)
+    edges = np.histogram_bin_edges(scores if labelled is None else np.concatenate([scores, labelled]), BINS)
     with mpl.rc_context(STYLE):
         figure, axes = _canvas()
         axes.hist([scores[picked], scores[~picked]], edges.tolist(), stacked=True, color=[TAKEN, LEFT])
@@ -63,8 +68,32 @@ def score_histogram(scores: NDArray[np.floating], picked: NDArray[np.bool_], thr
         axes.set_ylabel("pool images")
         handles = [mpl.patches.Patch(color=TAKEN), mpl.patches.Patch(color=LEFT), mpl.lines.Line2D([], [], color=MARK)]
         taken = int(picked.sum())
-        _legend(axes, handles, [f"picked ({taken:,})", f"not picked ({len(picked) - taken:,})", "lowest picked score"])
+        labels = [f"picked ({taken:,})", f"not picked ({len(picked) - taken:,})", "lowest picked score"]
+        if labelled is not None:
+            right = axes.twinx()
+            right.hist(labelled, edges.tolist(), histtype="step", color=PARTS[2], linewidth=1.2)
+            right.set_ylabel("labelled images", color=PARTS[2])
+            right.spines["right"].set_visible(True)
+            handles.append(mpl.lines.Line2D([], [], color=PARTS[2]))
+            labels.append(f"labelled ({labelled.size:,})")
+        _legend(axes, handles, labels)
         return _svg(figure, "scores", "Histogram of the pool's scores")
+
+
+def reliability(bins: Sequence[ReliabilityBin]) -> str:
+    """Share of positives that the labelled images' scores say, over the one believed; whiskers are chance, 95 %."""
+    believed, read = ([getattr(b, side) for b in bins] for side in ("believed", "read"))
+    chance = [1.96 * b.read * (1 / max(1, b.labelled) + 1 / b.pool) ** 0.5 for b in bins]
+    with mpl.rc_context(STYLE):
+        figure, axes = _canvas()
+        axes.plot([0, 1], [0, 1], color=LEFT, linewidth=1.0, linestyle="--", label="as believed")
+        axes.errorbar(believed, read, yerr=chance, color=TAKEN, ecolor=MARK, marker="o", label="as the scores say")
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1.05)
+        axes.set_xlabel("believed probability of a pool image to be of your source")
+        axes.set_ylabel("share that is")
+        _legend(axes, *axes.get_legend_handles_labels())
+        return _svg(figure, "reliability", "Reliability of the believed probabilities")
 
 
 def class_bars(names: Sequence[str], picked: Sequence[int], available: Sequence[int]) -> str:

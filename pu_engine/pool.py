@@ -80,6 +80,8 @@ class PoolReader:
             raise invalid(f"The index of the pool {pool.name!r} has {good.num_rows} good images, not {pool.images}.")
         self._key = good["key"]
         self._source = good["source_sha256"]
+        self._hash = good["phash"]
+        self._alike = pc.coalesce(good["duplicate_of"], good["near_duplicate_of"])
         self._offset = good["offset"].to_numpy()
         self._size = good["size"].to_numpy()
         self._digests = b"".join(_fixed_bytes(chunk) for chunk in good["sha256"].chunks)
@@ -94,6 +96,20 @@ class PoolReader:
         """Which rows are images that came as files of these sha256 (hexadecimal), [N]."""
         wanted = pa.array([bytes.fromhex(digest) for digest in digests], self._source.type)
         return np.asarray(pc.is_in(self._source, value_set=wanted), dtype=np.bool_)
+
+    @cached_property
+    def hashes(self) -> NDArray[np.uint64]:
+        """Perceptual hashes of the good images, by row."""
+        return np.asarray(self._hash.to_numpy(), dtype=np.uint64)
+
+    def leaders(self) -> NDArray[np.int64]:
+        """For each row the first image that it equals or looks like, as ingest recorded; its own row without one."""
+        leaders = np.arange(self.pool.images)
+        alike = np.flatnonzero(pc.is_valid(self._alike).to_numpy())
+        places = {key: row for row, key in enumerate(self.keys)} if alike.size else {}
+        for row, key in zip(alike.tolist(), self._alike.take(alike).to_pylist(), strict=True):
+            leaders[row] = leaders[places[key]]  # an earlier row: it has found its own leader
+        return leaders
 
     def rows(self, shard: str) -> range:
         """Rows of one shard's images."""

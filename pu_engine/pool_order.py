@@ -69,6 +69,7 @@ class PoolOrder:
     prior_given: bool = False
     evidence: SourceTest | None = None  # where the PU side was asked
     interval: PriorInterval | None = None  # of the prior, where it was estimated
+    labelled: Score | None = None  # the labelled images' own, where the source classifier orders, out of fold, [P]
     junk: NDArray[np.bool_]
     warnings: tuple[str, ...] = ()
 
@@ -161,18 +162,20 @@ def _order_with_prior(
     alpha = test.prior.alpha if prior is None else prior
     is_open = gate_is_open(test.prior) if prior is None else prior >= GATE_PRIOR
     found = _found(files.scores.views[test.view], test, prior)
+    own: Score | None = None
     if asked == "paper":
         folds = _folds(files, files.positive_features, files.pool_features, test.view, seed)
         name, why, score = asked, "it was asked for", paper_scores(folds, alpha, seed, progress)
     elif asked == "pu" or is_open:
-        name, score = "pu", _believed(files, test.view, scores[test.view], alpha, seed=seed, progress=progress)
+        first = labelled_scores[test.view], scores[test.view]
+        name, (own, score) = "pu", _believed(files, test.view, *first, alpha, seed=seed, progress=progress)
         why = "it was asked for" if asked == "pu" else f"{found} says that the pool holds the labelled images' source"
     else:
         name, why = "content", f"{found} does not show images of the labelled images' own source in the pool"
         score, warnings = _content(name, files, teacher, pool)
     return PoolOrder(
         score=score, name=name, why=why, prior=alpha, prior_given=prior is not None, evidence=test, junk=junk,
-        warnings=warnings,
+        warnings=warnings, labelled=own,
         interval=None if prior is not None else _interval(labelled_scores[test.view], scores[test.view], seed),
     )  # fmt: skip
 
@@ -193,12 +196,14 @@ def _interval(labelled: Score, pool: Score, seed: int) -> PriorInterval:
     return prior_interval(labelled, pool, generator)
 
 
-def _believed(files: ScoreFiles, view: int, score: Score, alpha: float, *, seed: int, progress: Progress) -> Score:
-    """The order of a second round, in which pool images count as positive by what the first says of them."""
+def _believed(
+    files: ScoreFiles, view: int, labelled: Score, pool: Score, alpha: float, *, seed: int, progress: Progress
+) -> tuple[Score, Score]:
+    """Scores of a second round, in which pool images count as positive by what the first says of them."""
     if alpha < GATE_PRIOR:
-        return score
-    belief = beliefs(score, min(alpha, MOST_BELIEVED))
-    return source_scores(_source_folds(files, view, seed), seed, progress, belief=belief)[1]
+        return labelled, pool
+    belief = beliefs(pool, min(alpha, MOST_BELIEVED))
+    return source_scores(_source_folds(files, view, seed), seed, progress, belief=belief)
 
 
 def _source_folds(files: ScoreFiles, view: int, seed: int) -> Folds:

@@ -168,7 +168,8 @@ def _outputs(
     networks: tuple[Scorer, Scorer], images: Iterator[bytes], workers: int, progress: Progress
 ) -> list[Outputs]:
     """What each network says of the images; the seconds are those of the thread that ran it."""
-    last = networks[0].teacher.taps[-1].width if networks[0].teacher.taps else 0
+    widths = [tap.width for tap in networks[0].teacher.taps]
+    last_tap = slice(sum(widths[:-1]), sum(widths))
 
     def run(batch: list[bytes]) -> list[Outputs]:
         clean, found = networks[0].pixels(batch), []
@@ -177,7 +178,7 @@ def _outputs(
             # Without the matched view, which both would encode alike.
             logits, features = network.outputs(clean, labelled=True)
             seconds = time.thread_time() - started
-            tap = features[:, 0, -last:].astype(np.float32) if last else logits.mean(axis=1)
+            tap = features[:, 0, last_tap].astype(np.float32) if widths else logits.mean(axis=1)
             found.append(Outputs(logits=logits, features=tap, seconds=seconds))
         return found
 

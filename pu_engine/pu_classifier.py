@@ -74,11 +74,16 @@ def beliefs(score: NDArray[np.float64], prior: float) -> NDArray[np.float64]:
         score: [N], finite.
         prior: share of positives, 0 < prior < 1.
     """
+    return sigmoid(score + belief_shift(score, prior))
+
+
+def belief_shift(score: NDArray[np.float64], prior: float) -> float:
+    """What brings log-odds [N] to probabilities whose mean is the prior, as `beliefs` says."""
     low, high = -float(score.max()) - WIDEST_SHIFT, -float(score.min()) + WIDEST_SHIFT
     for _ in range(BISECTIONS):
         shift = (low + high) / 2
-        low, high = (shift, high) if _sigmoid(score + shift).mean() < prior else (low, shift)
-    return _sigmoid(score + (low + high) / 2)
+        low, high = (shift, high) if sigmoid(score + shift).mean() < prior else (low, shift)
+    return (low + high) / 2
 
 
 def fit_logistic(
@@ -123,5 +128,6 @@ def fit_logistic(
     return lambda rows: expanded(rows) @ trained + offset
 
 
-def _sigmoid(score: NDArray[np.float64]) -> NDArray[np.float64]:
+def sigmoid(score: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1 / (1 + e^-score), which no score overflows."""
     return np.asarray(0.5 * (1.0 + np.tanh(score / 2)), dtype=np.float64)

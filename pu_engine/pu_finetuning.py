@@ -22,7 +22,7 @@ from pu_engine.live_teacher import teacher_input
 from pu_engine.progress import Progress
 from pu_engine.risk import nnpu_risk
 from pu_engine.twin import Twin
-from pu_engine.types import Preprocessing
+from pu_engine.types import SPREAD_SUFFIX, Preprocessing
 
 FOLDS = 2
 SCORED_BATCH = 512
@@ -63,8 +63,9 @@ class Classifier:
 
 
 def joined_taps(twin: Twin, inputs: Tensor) -> Tensor:
-    """The taps of a twin's inputs side by side, [N, W] float32; the logits are no tap."""
-    return torch.cat([value.float() for value in list(twin.outputs(inputs).values())[1:]], dim=1)
+    """The taps of a twin's inputs side by side, [N, W] float32; neither the logits nor the spreads are taps."""
+    values = list(twin.outputs(inputs).items())[1:]
+    return torch.cat([value.float() for name, value in values if not name.endswith(SPREAD_SUFFIX)], dim=1)
 
 
 def finetuned_scores(

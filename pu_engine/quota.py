@@ -9,18 +9,23 @@ Counts = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 
-def class_quotas(available: Counts, labelled: Mask, total: int, seed: int) -> Counts:
+def class_quotas(
+    available: Counts, labelled: Mask, total: int, seed: int, *, floors: Counts | None = None,
+    caps: Counts | None = None,
+) -> Counts:  # fmt: skip
     """Equal quotas for the labelled classes: they are what the student will see.
 
-    The teacher's other outputs share only what the labelled classes cannot fill.
+    The teacher's other outputs share only what the labelled classes cannot fill, and without caps on these.
 
     Args:
         available: images of each class, [K].
         labelled: classes with labelled images, [K].
         total: images wanted in all.
+        floors, caps: least and most of each class, [K]; floors of labelled classes only.
     """
-    quotas = water_fill(np.where(labelled, available, 0), total, seed=seed)
-    return quotas + water_fill(np.where(labelled, 0, available), total - int(quotas.sum()), seed=seed)
+    quotas = water_fill(np.where(labelled, available, 0), total, seed=seed, floors=floors, caps=caps)
+    rest = 0 if (labelled & (quotas < available)).any() else total - int(quotas.sum())
+    return quotas + water_fill(np.where(labelled, 0, available), rest, seed=seed, caps=caps)
 
 
 def water_fill(

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pu_engine.differences import Differences
 from pu_engine.images import decode
@@ -37,7 +38,7 @@ from pu_engine.types import Report, ReportInputs
 from pu_engine.variant_rows import Point, tradeoff
 
 STUDENT_FILES = ("student.safetensors", "student.json", "curve.jsonl", "events.tfevents", "differences.json")
-SELECTION_FILE = "selection.parquet"
+SELECTION_FILE, LABELLED_SCORES = "selection.parquet", "labelled.scores.npy"
 LOG_FILE = "job.log"
 SAMPLES_FILE = "samples.json"
 HELD_OUT_ANSWERS = "held_out.answers.npy"  # of verification, whose module would import torch
@@ -64,7 +65,8 @@ def run(inputs: ReportInputs, out: Path, progress: Progress) -> Report:
     write_atomic(out / SAMPLES_FILE, json.dumps(content, allow_nan=False).encode())
     differs = read_differences(Path(inputs.distillation.path))
     curve, points = Path(inputs.distillation.path) / "curve.jsonl", tradeoff(data, results.verdicts.teacher_accuracy)
-    plots = draw(results, rows, curve=curve, differs=differs, points=points, font_cache=out / FONT_CACHE)
+    labelled = labelled_scores(Path(inputs.selection.path))
+    plots = draw(results, rows, labelled, curve=curve, differs=differs, points=points, font_cache=out / FONT_CACHE)
     worst = worst_pictures(differs, Path(inputs.gathering.path), results.teacher.class_names)
     page = render(data, downloads(results), samples, plots, differences=differs, worst=worst)
     write_atomic(out / "report.html", page.encode())
@@ -97,6 +99,12 @@ def read_selection(path: Path) -> SelectionRows:
         picked=table["picked"].to_numpy().astype(np.bool_),
         why=table["why"].to_pylist(),
     )
+
+
+def labelled_scores(selection: Path) -> NDArray[np.float64] | None:
+    """Scores of the labelled images, [P], where the source classifier ordered the pool."""
+    path = selection / LABELLED_SCORES
+    return np.load(path) if path.is_file() else None
 
 
 def class_samples(results: Results, rows: SelectionRows, pool: PoolReader, gathering: Path) -> list[ClassSamples]:
@@ -149,13 +157,18 @@ def worst_pictures(differs: Differences, gathering: Path, names: Sequence[str]) 
 def draw(
     results: Results,
     rows: SelectionRows,
+    labelled: NDArray[np.float64] | None,
     *,
     curve: Path,
     differs: Differences,
     points: Sequence[Point],
     font_cache: Path,
 ) -> dict[str, str]:
-    """The report's plots by name, as SVG."""
+    """The report's plots by name, as SVG.
+
+    Args:
+        labelled: scores of the labelled images, where selection has them.
+    """
     # A confined child may write nowhere but here, and matplotlib wants to keep its list of fonts.
     os.environ.setdefault("MPLCONFIGDIR", str(font_cache))
     from pu_engine import plots
@@ -164,7 +177,7 @@ def draw(
     steps = [json.loads(line) for line in curve.read_text().splitlines()]
     agreements = [(s["step"], s["held_out_agreement"]) for s in steps if "held_out_agreement" in s]
     drawn = {
-        "scores": plots.score_histogram(rows.score, rows.picked, selection.threshold, selection.score),
+        "scores": plots.score_histogram(rows.score, rows.picked, selection.threshold, selection.score, labelled),
         "classes": plots.class_bars(names, selection.class_counts, selection.class_available),
         "curve": plots.training_curve([s["step"] for s in steps], [s["loss"] for s in steps], agreements),
         "parts": plots.loss_parts(steps),
@@ -172,6 +185,8 @@ def draw(
         "latency": plots.latency_bars([row for row in results.verdicts.latencies if row.threads == 1]),
         "tradeoff": plots.accuracy_over_latency(points),
     }
+    if selection.reliability:
+        drawn["reliability"] = plots.reliability(selection.reliability)
     shutil.rmtree(font_cache, ignore_errors=True)
     return drawn
 

@@ -65,7 +65,8 @@ def render(
 
     Args:
         data: as `report_data.report_json` makes it.
-        plots: SVG by name (scores, classes, curve, parts, agreement, latency), of our own making: not escaped.
+        plots: SVG by name (scores, classes, reliability where there is one, curve, parts, agreement, latency), of our
+            own making: not escaped.
         worst: pictures of the images on which student and teacher differ most.
     """
     return template(TEMPLATE).render(

@@ -41,7 +41,7 @@ class ScoreFiles:
 
     @property
     def last_tap_width(self) -> int:
-        """Columns at the end of the features that are the last tap's; the logits stand in for missing taps."""
+        """Columns at the end of the taps that are the last one's; the logits stand in for missing taps."""
         return self.scores.taps[-1].width if self.scores.taps else self.scores.classes
 
     def pool_logits(self) -> Iterator[Array]:
@@ -49,21 +49,26 @@ class ScoreFiles:
         for shard in self.scores.shards:
             yield from _chunks(np.load(logits_path(self.folder, shard), mmap_mode="r"))
 
+    @property
+    def taps_width(self) -> int:
+        """Columns at the start of the features that are the taps' own; their spreads follow."""
+        return sum(tap.width for tap in self.scores.taps) or self.scores.classes
+
     def pool_features(self, view: int) -> Iterator[Array]:
-        """Features of one view, chunks [n, D] in pool order."""
-        return (features for features, _ in self.pool_rows(view))
+        """The taps of one view without their spreads, chunks [n, T] in pool order."""
+        return (features[:, : self.taps_width] for features, _ in self.pool_rows(view))
 
     def pool_rows(self, view: int) -> Iterator[tuple[Array, Array]]:
-        """Features of one view [n, D] with the logits of image and mirror [n, 2, K], chunks in pool order."""
+        """All features of one view [n, D] with the logits of image and mirror [n, 2, K], chunks in pool order."""
         for shard in self.scores.shards:
             yield from self._rows(shard, view)
 
     def positive_features(self, view: int) -> Array:
-        """Features of the positives, [P, D]."""
-        return self.positive_rows_of(view)[0]
+        """The taps of the positives without their spreads, [P, T]."""
+        return self.positive_rows_of(view)[0][:, : self.taps_width]
 
     def positive_rows_of(self, view: int) -> tuple[Array, Array]:
-        """Features [P, D] and logits [P, 2, K] of the positives."""
+        """All features [P, D] and logits [P, 2, K] of the positives."""
         rows = list(self.positive_rows)
         logits = np.asarray(np.load(logits_path(self.folder, LABELLED), mmap_mode="r")[rows], dtype=np.float32)
         if not self.scores.taps:

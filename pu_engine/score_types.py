@@ -47,8 +47,9 @@ class Scores:
 
     Files, one set a shard (`shard-00000`) and one for the labelled images (`labelled`):
     `<name>.logits.npy` [n, 2, K] float32 (image, mirror) and `<name>.features.npy` [n, V, D] float16 (views: clean,
-    the mean over image and mirror; then matched, of the image alone, where there is one). Rows are in index order. In
-    int8 the logits order and pick; what a student learns from is computed in fp32 by gathering.
+    the mean over image and mirror; then matched, of the image alone, where there is one), all taps and then the spreads
+    of those that have one. Rows are in index order. In int8 the logits order and pick; what a student learns from is
+    computed in fp32 by gathering.
     """
 
     shards: tuple[str, ...]
@@ -57,7 +58,7 @@ class Scores:
     labelled: int
     classes: int
     views: tuple[str, ...]  # of the features
-    taps: tuple[Tap, ...]  # columns of the features, in order
+    taps: tuple[Tap, ...]
     provider: str
     precision: str  # fp32 | int8, of pool and labelled images alike
     precision_why: Precision = field(metadata=MEASURED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from pu_engine.preprocessing import image_channels, mirrored_input, model_input
 from pu_engine.providers import tensorrt_options
 from pu_engine.results import load
 from pu_engine.sessions import open_session
-from pu_engine.types import Folder, Preprocessing, Teacher
+from pu_engine.types import Folder, Preprocessing, Tap, Teacher
 
 TAPPED_MODEL = "tapped.onnx"
 INPUT, LOGITS = "input", "logits"
@@ -52,8 +53,8 @@ class Scorer:
 
     @property
     def width(self) -> int:
-        """Columns of the features: all taps."""
-        return sum(tap.width for tap in self.teacher.taps)
+        """Columns of the features: all taps, then their spreads."""
+        return features_width(self.teacher.taps)
 
     @property
     def batch(self) -> int:
@@ -107,10 +108,11 @@ class Scorer:
         fixed = self.batch if self.provider == "tensorrt" else self.teacher.batch
         if fixed is not None and count < fixed:
             values = np.concatenate([values, np.zeros((fixed - count, *values.shape[1:]), values.dtype)])
-        names = [LOGITS, *(tap.name for tap in self.teacher.taps)]
+        taps = self.teacher.taps
+        names = [LOGITS, *(tap.name for tap in taps), *(tap.spread for tap in taps if tap.spread)]
         outputs = self.session.run(names, {INPUT: values})
-        logits, *taps = [np.asarray(output, np.float32)[:count] for output in outputs]
-        features = np.concatenate([np.empty((count, 0), np.float32), *taps], axis=1)
+        logits, *pooled = [np.asarray(output, np.float32)[:count] for output in outputs]
+        features = np.concatenate([np.empty((count, 0), np.float32), *pooled], axis=1)
         if not (np.isfinite(logits).all() and np.isfinite(features).all()):
             raise EngineError(
                 "MODEL_NONFINITE",
@@ -118,6 +120,11 @@ class Scorer:
                 "Check the model's weights; models in half precision may overflow.",
             )
         return logits, features
+
+
+def features_width(taps: Sequence[Tap]) -> int:
+    """Columns of the features: the taps' means, in order, then the spreads of those that have one."""
+    return sum(tap.width * (2 if tap.spread else 1) for tap in taps)
 
 
 def batch_size(teacher: Teacher, provider: str) -> int:

@@ -7,7 +7,7 @@ write `selection.parquet`: a row for each good pool image, in pool order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pu_engine.class_bounds import ClassBounds, check_room, class_bounds
 from pu_engine.errors import EngineError
-from pu_engine.pick_estimate import believed, pick_estimate
+from pu_engine.look_alikes import excluded_rows, surplus
+from pu_engine.pick_estimate import believed, pick_estimate, reliability
 from pu_engine.pick_types import PickEstimate
 from pu_engine.pick_weights import pick_weights
-from pu_engine.pool import open_pool
+from pu_engine.pool import PoolReader, open_pool
 from pu_engine.pool_order import SCORES, PoolOrder, TeacherView, order_pool, teacher_view
+from pu_engine.poor_classes import poor_class_warning, poor_classes
 from pu_engine.prior import PriorInterval
 from pu_engine.progress import Progress
 from pu_engine.quota import class_quotas, pick_above, pick_balanced, pick_top
@@ -30,11 +33,10 @@ from pu_engine.source_test import GATE_PRIOR
 from pu_engine.training import repeatable
 from pu_engine.types import Budget, Selection, SelectionInputs, SelectionOptions, Teacher
 
-FILE = "selection.parquet"
+FILE, LABELLED_SCORES = "selection.parquet", "labelled.scores.npy"
 RULES = ("balanced", "top", "threshold")
 ROW_GROUP = 65_536
 HIGH_PRIOR = 0.9
-NAMED_CLASSES = 8
 # At 144,000 draws a fifth of the pool did as well as all of it, which was seen under four times; with junk in the pool
 # a fifth was far better. At 576,000 draws the whole of a pool without junk did as well as its best fifth.
 LEAST_SHARE = 0.2
@@ -51,16 +53,34 @@ SCHEMA = pa.schema(
         ("why", pa.dictionary(pa.int8(), pa.string())),
     ]
 )
-REASONS = ("picked", "below the quota of its class", "below the best", "below the threshold", "junk", "held out")
-PICKED, JUNK, HELD_OUT = 0, 4, 5
+REASONS = (
+    "picked", "below the quota of its class", "below the best", "below the threshold", "junk", "held out", "excluded",
+    "looks like a better one",
+)  # fmt: skip
+PICKED, JUNK, HELD_OUT, EXCLUDED, LOOK_ALIKE = 0, 4, 5, 6, 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Picks:
-    """The picked images, [N], and what each class was to give, [K] (balanced rule only)."""
+    """The picked images, [N], and what each class was to give, [K]: nothing but for the balanced rule."""
 
     picked: NDArray[np.bool_]
-    fair_share: float | None
+    wanted: NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Barred:
+    """Images that may not be picked, and why, [N] each."""
+
+    held_out: NDArray[np.bool_]
+    excluded: NDArray[np.bool_]
+    junk: NDArray[np.bool_]
+    look_alike: NDArray[np.bool_]
+
+    @property
+    def eligible(self) -> NDArray[np.bool_]:
+        """All others."""
+        return ~(self.held_out | self.excluded | self.junk | self.look_alike)
 
 
 def run(inputs: SelectionInputs, out: Path, progress: Progress) -> Selection:
@@ -81,32 +101,38 @@ def run(inputs: SelectionInputs, out: Path, progress: Progress) -> Selection:
 
     view = teacher_view(files)
     options = inputs.selection
+    labelled = np.isin(np.arange(teacher.classes), files.positive_classes)
+    bounds = class_bounds(options, teacher.class_names, labelled)
     # One thread gives the same sums on every machine, and is the fastest on layers as small as the PU side's.
     with repeatable(threads=1):
         order = order_pool(files, view, options, inputs.seed, progress)
     draws = training_draws(inputs)
-    held_out = pool.holds(files.held_out_digests)
-    eligible = ~(order.junk | held_out)
     default = max(default_count(len(keys), draws), classes)
-    labelled = np.isin(np.arange(teacher.classes), files.positive_classes)
+    barred = barred_images(order, options, pool, files)
     whole = keeps_all(order, options, draws)
     picks = pick(
-        order, view, options, eligible=eligible, labelled=labelled, default=default, seed=inputs.seed, whole=whole
-    )
+        order, view, options, eligible=barred.eligible, labelled=labelled, bounds=bounds, default=default,
+        seed=inputs.seed, whole=whole,
+    )  # fmt: skip
     _check_rich_enough(int(picks.picked.sum()), classes, "Selection picks")
 
-    reason = reasons(order, picks.picked, held_out, options.rule)
+    reason = reasons(picks.picked, barred, options.rule)
     probability = believed(order.score, order.prior) if whole and order.prior is not None else None
     write_selection(out / FILE, keys, order, view, weights=pick_weights(probability, picks.picked), reason=reason)
+    if order.labelled is not None:
+        np.save(out / LABELLED_SCORES, order.labelled)
+    poor = poor_classes(picks.wanted, view.classes, files.pool_logits(), keys=keys, names=teacher.class_names)
     warnings = [
         *order.warnings,
-        *held_out_warnings(held_out),
+        *barred_warnings(barred),
         *prior_warnings(order),
-        *class_warnings(picks, view, files, teacher),
+        *poor_class_warning(poor),
     ]
     for warning in warnings:
         progress.warn(warning)
-    return _selection(order, picks, view, teacher, tuple(warnings))
+    found = _selection(order, picks, view, teacher, tuple(warnings))
+    alike, excluded = int(barred.look_alike.sum()), int(barred.excluded.sum())
+    return replace(found, poor_classes=poor, look_alikes=alike, excluded=excluded)
 
 
 def _selection(
@@ -127,7 +153,8 @@ def _selection(
         prior_bound=order.evidence.prior.bound if order.evidence else None,
         prior_low=order.interval.low if order.interval else None,
         prior_high=order.interval.high if order.interval else None,
-        expected=_expected(order, picked),
+        expected=expected_precision(order, picked),
+        reliability=reliability(order.labelled, order.score, order.prior or 0.0) if order.labelled is not None else (),
         separated=order.evidence.separated if order.evidence else None,
         warnings=warnings,
     )
@@ -157,7 +184,18 @@ def keeps_all(order: PoolOrder, options: SelectionOptions, draws: int) -> bool:
     leaves rule and count to Punnet and the pool holds the labelled images' own source.
     """
     left_open = options.count is None and options.rule == "balanced"
+    left_open = left_open and not (options.class_floors or options.class_caps)
     return left_open and order.name == "pu" and draws > LEAST_SHARE * WHOLE_POOL_DRAWS
+
+
+def barred_images(order: PoolOrder, options: SelectionOptions, pool: PoolReader, files: ScoreFiles) -> Barred:
+    """What may not be picked: junk, the user's held-out and excluded images, and worse images of look-alikes."""
+    nothing = np.zeros_like(order.junk)
+    held_out = pool.holds(files.held_out_digests)
+    excluded = excluded_rows(options.excluded, pool) if options.excluded else nothing
+    others = Barred(held_out=held_out, excluded=excluded, junk=order.junk, look_alike=nothing)
+    alike = nothing if options.keep_look_alikes else surplus(pool.leaders(), order.score, others.eligible)
+    return replace(others, look_alike=alike)
 
 
 def pick(
@@ -167,6 +205,7 @@ def pick(
     *,
     eligible: NDArray[np.bool_],
     labelled: NDArray[np.bool_],
+    bounds: ClassBounds,
     default: int,
     seed: int,
     whole: bool = False,
@@ -176,24 +215,27 @@ def pick(
     Args:
         eligible: images that may be picked, [N].
         labelled: outputs of the teacher that have labelled images, [K].
+        bounds: floors and caps of the balanced rule.
         default: images to pick where the options name no count; the threshold rule then takes all above it.
         whole: take all that may be picked.
     """
+    unasked = np.zeros(labelled.size, dtype=np.int64)
     if whole:
-        return Picks(picked=eligible, fair_share=None)
+        return Picks(picked=eligible, wanted=unasked)
     if options.rule == "threshold":
         quantile = 0.0 if options.threshold is None else options.threshold
         above = pick_above(order.score, quantile, eligible)
         return Picks(
-            picked=above if options.count is None else pick_top(order.score, options.count, above), fair_share=None
+            picked=above if options.count is None else pick_top(order.score, options.count, above), wanted=unasked
         )
     count = default if options.count is None else options.count
     if options.rule == "top":
-        return Picks(picked=pick_top(order.score, count, eligible), fair_share=None)
+        return Picks(picked=pick_top(order.score, count, eligible), wanted=unasked)
     available = np.bincount(view.classes[eligible], minlength=labelled.size)
-    quotas = class_quotas(available, labelled, count, seed)
-    picked = pick_balanced(order.score, view.classes, quotas, eligible)
-    return Picks(picked=picked, fair_share=count / int(labelled.sum()))
+    check_room(bounds, available, count)
+    quotas = class_quotas(available, labelled, count, seed, floors=bounds.floors, caps=bounds.caps)
+    share = np.clip(count // int(labelled.sum()), bounds.floors, bounds.caps)
+    return Picks(picked=pick_balanced(order.score, view.classes, quotas, eligible), wanted=np.where(labelled, share, 0))
 
 
 def check_options(options: SelectionOptions) -> None:
@@ -227,10 +269,11 @@ def check_options(options: SelectionOptions) -> None:
             raise EngineError("REQUEST_INVALID", f"{message}.", remedy)
 
 
-def reasons(order: PoolOrder, picked: NDArray[np.bool_], held_out: NDArray[np.bool_], rule: str) -> NDArray[np.int8]:
+def reasons(picked: NDArray[np.bool_], barred: Barred, rule: str) -> NDArray[np.int8]:
     """Why each image was picked or not, as an index into REASONS, [N]."""
     missed = {"balanced": 1, "top": 2, "threshold": 3}[rule]
-    return np.select([picked, held_out, order.junk], [PICKED, HELD_OUT, JUNK], missed).astype(np.int8)
+    cases = [picked, barred.held_out, barred.excluded, barred.junk, barred.look_alike]
+    return np.select(cases, [PICKED, HELD_OUT, EXCLUDED, JUNK, LOOK_ALIKE], missed).astype(np.int8)
 
 
 def write_selection(
@@ -254,10 +297,15 @@ def write_selection(
             writer.write_table(pa.Table.from_arrays(columns, schema=SCHEMA))
 
 
-def held_out_warnings(held_out: NDArray[np.bool_]) -> list[str]:
-    """That the pool holds images which the verdict is measured on."""
-    count = int(held_out.sum())
-    return [f"{count} pool images are held-out labelled images, byte for byte; they are never picked."] if count else []
+def barred_warnings(barred: Barred) -> list[str]:
+    """That the pool holds images which something is measured on."""
+    held_out, excluded = int(barred.held_out.sum()), int(barred.excluded.sum())
+    found = []
+    if held_out:
+        found.append(f"{held_out} pool images are held-out labelled images, byte for byte; they are never picked.")
+    if excluded:
+        found.append(f"{excluded} pool images are, or look like, images to exclude; they are never picked.")
+    return found
 
 
 def prior_warnings(order: PoolOrder) -> list[str]:
@@ -272,21 +320,6 @@ def prior_warnings(order: PoolOrder) -> list[str]:
     return []
 
 
-def class_warnings(picks: Picks, view: TeacherView, files: ScoreFiles, teacher: Teacher) -> list[str]:
-    """One warning that names the labelled classes of which the pool has less than an equal share."""
-    if picks.fair_share is None:
-        return []
-    share = int(picks.fair_share)
-    available = np.bincount(view.classes, minlength=teacher.classes)
-    labelled = sorted(set(files.positive_classes), key=lambda k: (available[k], k))
-    poor = [k for k in labelled if available[k] < share]
-    if not poor:
-        return []
-    named = ", ".join(f"{teacher.class_names[k]} ({available[k]})" for k in poor[:NAMED_CLASSES])
-    rest = f" and {len(poor) - NAMED_CLASSES} more" if len(poor) > NAMED_CLASSES else ""
-    return [f"The teacher finds too few pool images for an equal share of {share} a class: {named}{rest}."]
-
-
 def _check_scored(images: int, scored: int) -> None:
     if images != scored:
         raise EngineError(
@@ -296,7 +329,7 @@ def _check_scored(images: int, scored: int) -> None:
         )
 
 
-def _expected(order: PoolOrder, picked: NDArray[np.bool_]) -> PickEstimate | None:
+def expected_precision(order: PoolOrder, picked: NDArray[np.bool_]) -> PickEstimate | None:
     """What the picks are expected to hold, where the pool was ordered by the source classifier."""
     if order.name != "pu" or order.prior is None:
         return None

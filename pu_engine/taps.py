@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from pu_engine.graph_surgery import LOGITS, TAP_PREFIX, data_tensors, opset, producers, reads_of
-from pu_engine.types import Tap
+from pu_engine.types import SPREAD_SUFFIX, Tap
 
 MAPS = 4  # the deepest resolutions
 TOKEN_CUTS = 4
@@ -163,7 +163,12 @@ def choose(model: Any, names: Sequence[str], values: Mapping[str, NDArray[Any]],
 def numbered(chosen: Sequence[tuple[str, str]], values: Mapping[str, NDArray[Any]]) -> list[Tap]:
     """Taps of tensors with their kinds, in that order."""
     return [
-        Tap(name=f"{TAP_PREFIX}{index}", source=f"{name}:{kind}", width=_width(values[name], kind))
+        Tap(
+            name=f"{TAP_PREFIX}{index}",
+            source=f"{name}:{kind}",
+            width=_width(values[name], kind),
+            spread=f"{TAP_PREFIX}{index}{SPREAD_SUFFIX}" if POOLED_AXES[kind] else "",
+        )
         for index, (name, kind) in enumerate(chosen)
     ]
 
@@ -188,7 +193,7 @@ def _width(value: NDArray[Any], kind: str) -> int:
 
 
 def tapped(model: Any, taps: Sequence[Tap]) -> Any:
-    """A copy of the canonical model with one more output [N, width] float32 for each tap."""
+    """A copy of the canonical model with one more output [N, width] float32 for each tap, and one for its spread."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     batch = result.graph.output[0].type.tensor_type.shape.dim[0]
@@ -201,14 +206,29 @@ def tapped(model: Any, taps: Sequence[Tap]) -> Any:
         result.graph.node.append(helper.make_node("Cast", [source], [cast], to=onnx.TensorProto.FLOAT))
         if axes:
             result.graph.node.append(_mean(result, cast, tap.name, axes))
-        info = helper.make_tensor_value_info(tap.name, onnx.TensorProto.FLOAT, [first, tap.width])
-        result.graph.output.append(info)
+        if tap.spread:
+            result.graph.node.extend(_deviation(result, cast, tap.spread, axes))
+        for name in filter(None, (tap.name, tap.spread)):
+            info = helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [first, tap.width])
+            result.graph.output.append(info)
     return result
 
 
-def _mean(model: Any, source: str, target: str, axes: tuple[int, ...]) -> Any:
+def _mean(model: Any, source: str, target: str, axes: tuple[int, ...], *, keep_axes: bool = False) -> Any:
     if opset(model) < OPSET_WITH_AXES_INPUT:
-        return helper.make_node("ReduceMean", [source], [target], axes=list(axes), keepdims=0)
+        return helper.make_node("ReduceMean", [source], [target], target, axes=list(axes), keepdims=int(keep_axes))
     name = f"{target}_axes"
     model.graph.initializer.append(numpy_helper.from_array(np.asarray(axes, np.int64), name))
-    return helper.make_node("ReduceMean", [source, name], [target], keepdims=0)
+    return helper.make_node("ReduceMean", [source, name], [target], target, keepdims=int(keep_axes))
+
+
+def _deviation(model: Any, source: str, target: str, axes: tuple[int, ...]) -> list[Any]:
+    """Nodes of the standard deviation; from the centred values, for a difference of large squares would cancel."""
+    middle, centred, square, variance = (f"{target}_{part}" for part in ("middle", "centred", "square", "variance"))
+    return [
+        _mean(model, source, middle, axes, keep_axes=True),
+        helper.make_node("Sub", [source, middle], [centred], centred),
+        helper.make_node("Mul", [centred, centred], [square], square),
+        _mean(model, square, variance, axes),
+        helper.make_node("Sqrt", [variance], [target], target),
+    ]

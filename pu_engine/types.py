@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from pu_engine.distill_types import DistillationOptions
 from pu_engine.fact_types import Latency, TapCandidate, TeacherFacts
 from pu_engine.jsonform import MEASURED
-from pu_engine.pick_types import PickEstimate
+from pu_engine.pick_types import PickEstimate, PoorClass, ReliabilityBin
 from pu_engine.twin_report import TwinReport
+
+SPREAD_SUFFIX = "_spread"  # of the name of a tap's second output
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +86,7 @@ class Tap:
     name: str
     source: str
     width: int
+    spread: str = ""  # the output with the standard deviation over what was pooled, [N, width]; "" of a vector
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +171,11 @@ class SelectionOptions:
     count: int | None = None  # None: grows with the training budget
     threshold: float | None = None  # quantile of the score, for the threshold rule
     prior: float | None = None  # None: estimated
+    # Fewest and most picks of a class by its name, for the balanced rule; `*` is every labelled class not named.
+    class_floors: Mapping[str, int] = field(default_factory=dict)
+    class_caps: Mapping[str, int] = field(default_factory=dict)
+    keep_look_alikes: bool = False  # else one of each group is picked at most
+    excluded: File | None = None  # a tar of images that must not be picked, such as the user's own test images
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +194,9 @@ class SelectionInputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """`selection.parquet`: key, score, class, probability, weight, picked, why; rows in pool order."""
+    """`selection.parquet`: key, score, class, probability, weight, picked, why; rows in pool order. Where the source
+    classifier ordered the pool also `labelled.scores.npy`: what it says of the labelled images, [P] float64.
+    """
 
     pool_images: int
     picked: int
@@ -205,6 +215,10 @@ class Selection:
     prior_low: float | None = None
     prior_high: float | None = None
     expected: PickEstimate | None = None
+    reliability: tuple[ReliabilityBin, ...] = ()
+    poor_classes: tuple[PoorClass, ...] = ()  # the poorest first
+    look_alikes: int = 0  # left out beside a better image that they look like
+    excluded: int = 0  # are, or look like, images that must not be picked
     warnings: tuple[str, ...] = ()
 
 
@@ -460,39 +474,3 @@ class PlanInputs:
     distillation: DistillationOptions = field(default_factory=DistillationOptions)
     seed: int = 0
     threads: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageEstimate:
-    stage: str
-    seconds: float
-    memory_bytes: int
-    how: str  # what the figure rests on
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outlook:
-    """Another training budget: what it takes, and how much better or worse than the planned one it should end."""
-
-    effort: str
-    steps: int
-    seconds: float
-    points: float  # of accuracy, from recorded runs; a rule of thumb
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """Also written as `plan.json`."""
-
-    steps: int = field(metadata=MEASURED)
-    budget: str = field(metadata=MEASURED)  # where the number of steps comes from
-    targets: str  # cached | views | live, and why
-    outlook: tuple[Outlook, ...] = field(metadata=MEASURED)
-    picked: int
-    pool_images: int
-    student: str
-    parameters: int
-    macs: int
-    stages: tuple[StageEstimate, ...] = field(metadata=MEASURED)
-    seconds: float = field(metadata=MEASURED)
-    artifacts: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from grpc.aio import AioRpcError
 
@@ -19,7 +19,7 @@ from punnet.blobs import TransferProgress, download, upload_missing
 from punnet.connection import FIRST_PAUSE_SECONDS, RETRY_SECONDS, Connection, Patience
 from punnet.errors import make_error
 from punnet.errors_from_rpc import error_from_job
-from punnet.material import Teacher, gather_material, weights_blob
+from punnet.material import Teacher, gather_material, more_blobs
 from punnet.options import (
     CompressOptions,
     InspectOptions,
@@ -137,10 +137,7 @@ class AsyncClient:
             PunnetError: by the error table.
         """
         request = compress_request(pool, options)
-        await self._upload(
-            request, teacher, images, options,
-            external_data=external_data, progress=progress, weights=options.get("student_weights"),
-        )  # fmt: skip
+        await self._upload(request, teacher, images, options, external_data=external_data, progress=progress)
         return (await self._connection.call(self._connection.compression.Compress, request)).job
 
     async def compress_again(self, job_id: str, *, pool: str = "", **options: Unpack[CompressOptions]) -> job_pb2.Job:
@@ -153,11 +150,10 @@ class AsyncClient:
         request.from_job = job_id
         request.teacher.class_names.extend(options.get("class_names", ()))
         request.teacher.taps.extend(options.get("taps", ()))
-        weights = options.get("student_weights")
-        if weights:
-            blob = await asyncio.to_thread(weights_blob, weights)
-            request.student.weights_sha256 = blob.sha256
-            await upload_missing(self._connection, [blob], None)
+        with tempfile.TemporaryDirectory(prefix="punnet-") as scratch:
+            blobs = await asyncio.to_thread(more_blobs, request, options, Path(scratch))
+            if blobs:
+                await upload_missing(self._connection, blobs, None)
         return (await self._connection.call(self._connection.compression.Compress, request)).job
 
     async def plan(
@@ -172,10 +168,7 @@ class AsyncClient:
     ) -> job_pb2.Job:
         """Starts an estimate of what a compression would take; its artifact is `plan.json`. Arguments as `compress`."""
         compression = compress_request(pool, options)
-        await self._upload(
-            compression, teacher, images, options,
-            external_data=external_data, progress=progress, weights=options.get("student_weights"),
-        )  # fmt: skip
+        await self._upload(compression, teacher, images, options, external_data=external_data, progress=progress)
         request = compression_pb2.PlanCompressionRequest(compression=compression)
         return (await self._connection.call(self._connection.compression.PlanCompression, request)).job
 
@@ -452,9 +445,8 @@ class AsyncClient:
         *,
         external_data: Mapping[str, Path | bytes] | None,
         progress: TransferProgress | None,
-        weights: Path | str | None = None,
     ) -> None:
-        """Names teacher, images and first weights in the request and uploads what the server lacks of them."""
+        """Names teacher, images and whatever else is a file in the request, and uploads what the server lacks."""
         with tempfile.TemporaryDirectory(prefix="punnet-") as scratch:
             material = await asyncio.to_thread(
                 gather_material,
@@ -468,9 +460,8 @@ class AsyncClient:
             request.teacher.CopyFrom(material.teacher)
             request.images.CopyFrom(material.images)
             blobs = [*material.blobs]
-            if isinstance(request, compression_pb2.CompressRequest) and weights:
-                blobs.append(await asyncio.to_thread(weights_blob, weights))
-                request.student.weights_sha256 = blobs[-1].sha256
+            if isinstance(request, compression_pb2.CompressRequest):
+                blobs += await asyncio.to_thread(more_blobs, request, cast(CompressOptions, options), Path(scratch))
             await upload_missing(self._connection, blobs, progress)
 
 

@@ -55,6 +55,27 @@ def pack_labelled(images: LabelledSource, tar: Path) -> int:
     return len(members)
 
 
+def pack_images(folder: Path, tar: Path) -> int:
+    """Packs every JPEG and PNG below a folder into one plain tar, whatever the folders in between.
+
+    Returns:
+        The number of images.
+
+    Raises:
+        InvalidImages: IMAGES_MISSING where there is none; ARCHIVE_REJECTED for links.
+    """
+    files = [file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and not _hidden(file, folder)]
+    if not files:
+        raise make_error(
+            "IMAGES_MISSING",
+            f"There are no JPEG or PNG images below {folder}.",
+            "--exclude takes a folder of images.",
+            {"folder": str(folder)},
+        )
+    write_tar((Member(name=file.relative_to(folder).as_posix(), source=file) for file in files), tar)
+    return len(files)
+
+
 def write_tar(members: Iterable[Member], tar: Path) -> None:
     """Writes a plain tar, sorted by name, without times, owners or modes of the user's files.
 
@@ -155,6 +176,10 @@ def _unsendable(member: Member) -> Exception:
 def visible(folder: Path) -> Iterator[Path]:
     """What a folder holds, without hidden files, which file managers leave behind."""
     return (p for p in folder.iterdir() if not p.name.startswith("."))
+
+
+def _hidden(file: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def rejected(path: Path, code: str = "ARCHIVE_REJECTED") -> Exception:

@@ -19,6 +19,7 @@ _READ = {
     "Path | str": str,
     "Sequence[str]": lambda text: text.split(","),
     "Sequence[float]": lambda text: [float(part) for part in text.split(",")],
+    "Mapping[str, int]": lambda text: {k: int(n) for k, _, n in (part.rpartition("=") for part in text.split(","))},
 }
 
 

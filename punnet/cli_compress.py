@@ -22,6 +22,7 @@ from punnet.options import CompressOptions
 from punnet.v1 import job_pb2
 
 REPORT, PLAN = "report.json", "plan.json"
+SHOWN_CLASSES = 20
 
 
 def compress(
@@ -56,6 +57,10 @@ def compress(
     picks: o.Picks = None,
     threshold: o.Threshold = None,
     prior: o.Prior = None,
+    class_floors: o.ClassFloors = None,
+    class_caps: o.ClassCaps = None,
+    keep_look_alikes: o.KeepLookAlikes = False,
+    excluded: o.Excluded = None,
     layout: o.Layout = None,
     channels: o.Channels = None,
     scale: o.Scale = None,
@@ -193,12 +198,28 @@ def print_plan(document: Mapping[str, Any]) -> None:
         f"{document['student']} with {document['parameters']:,} parameters"
     )
     print_table(title, ("stage", "time", "memory", "how it was found"), rows)
+    print_forecast(document)
     others = [
         (f"--effort {row['effort']}", f"{row['steps']:,}", seconds_text(row["seconds"]), f"{row['points']:+.0f}")
         for row in document["outlook"]
     ]
     heads = ("instead", "steps", "training", "points of accuracy, as a rule of thumb")
     print_table(f"Training: {document['budget']}; targets {document['targets']}", heads, others)
+
+
+def print_forecast(document: Mapping[str, Any]) -> None:
+    """What selection would pick, from plan.json: the score and why, and the classes from the poorest on."""
+    found = document.get("selection")
+    if found is None:  # a plan of an earlier version
+        return
+    expected = found["expected"]
+    typer.echo(f"From {found['sample']:,} pool images: the score {found['score']}, for {found['why'].rstrip('.')}.")
+    if expected:
+        between = f"{percent_text(expected['precision_low'])} to {percent_text(expected['precision_high'])}"
+        typer.echo(f"Of the picks {percent_text(expected['precision'])} should be of your source ({between}).")
+    classes = sorted(zip(found["class_counts"], found["class_available"], found["class_names"], strict=True))
+    rows = [(name, f"{picked:,}", f"{there:,}") for picked, there, name in classes[:SHOWN_CLASSES]]
+    print_table("Picks by the teacher's classes, fewest first", ("class", "picked", "in the pool"), rows)
 
 
 def _print_started(job: Job, as_json: bool) -> None:

@@ -18,6 +18,7 @@ TRAINING: Mapping[str, Callable[[str], Any]] = {
     "draws": str, "teacher_targets": str, "views": int, "mixup": float, "cutmix": float, "clip_norm": float,
     "average_decay": float, "precision": str, "compiled": bool,
 }  # fmt: skip
+MOST_IMAGES = 2**62
 LOSS_PARTS = ("kl", "dkd", "dist", "standardised", "hints", "noisy_labels")
 
 
@@ -29,6 +30,17 @@ def numbers(text: str | None) -> list[float] | None:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} is not a list of numbers separated by commas") from error
+
+
+def class_counts(settings: list[str] | None) -> dict[str, int] | None:
+    """Images by class, of `CLASS=N` settings; the last one of a class counts."""
+    found = {}
+    for setting in settings or ():
+        name, equals, count = setting.rpartition("=")
+        if not (equals and name and count.isdecimal() and int(count) <= MOST_IMAGES):
+            raise typer.BadParameter(f"{setting!r} is not CLASS=N with a whole number of images")
+        found[name] = int(count)
+    return found or None
 
 
 def parts(text: str | None) -> list[str] | None:
@@ -241,6 +253,40 @@ Threshold = Annotated[
 ]
 Prior = Annotated[
     float | None, typer.Option("--prior", rich_help_panel=_SELECTION, help="Share of positives in the pool.")
+]
+
+ClassFloors = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--floor",
+        metavar="CLASS=N",
+        callback=class_counts,
+        rich_help_panel=_SELECTION,
+        help="Fewest picks of a class; `*` is every labelled class not named; may be repeated.",
+    ),
+]
+ClassCaps = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--cap",
+        metavar="CLASS=N",
+        callback=class_counts,
+        rich_help_panel=_SELECTION,
+        help="Most picks of a class, likewise.",
+    ),
+]
+KeepLookAlikes = Annotated[
+    bool,
+    typer.Option("--keep-look-alikes", rich_help_panel=_SELECTION, help="Pick images that look alike, too."),
+]
+Excluded = Annotated[
+    Path | None,
+    typer.Option(
+        "--exclude",
+        metavar="DIR",
+        rich_help_panel=_SELECTION,
+        help="Images that must not be picked, your test images for instance; nor what looks like them.",
+    ),
 ]
 
 Effort = Annotated[

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from punnet.archive import LabelledSource, pack_labelled
+from punnet.archive import LabelledSource, pack_images, pack_labelled
 from punnet.errors import make_error
 from punnet.external_data import external_files, locations
+from punnet.options import CompressOptions
 from punnet.transfer import Blob, blob_of
-from punnet.v1 import options_pb2
+from punnet.v1 import compression_pb2, options_pb2
 
 DISPLAY_NAME_CHARACTERS = 200
 
@@ -61,6 +62,24 @@ def gather_material(
         images=options_pb2.LabelledImages(tar=options_pb2.TarBlob(sha256=packed.sha256)),
         blobs=(model, *data.values(), packed),
     )
+
+
+def more_blobs(request: compression_pb2.CompressRequest, options: CompressOptions, scratch: Path) -> list[Blob]:
+    """First weights and images to exclude, named in the request; the images are packed into a tar under `scratch`.
+
+    Raises:
+        InvalidRequest, InvalidImages: as `weights_blob` and `archive.pack_images` say.
+    """
+    found = []
+    weights, excluded = options.get("student_weights"), options.get("excluded")
+    if weights:
+        found.append(weights_blob(weights))
+        request.student.weights_sha256 = found[-1].sha256
+    if excluded:
+        pack_images(Path(excluded), scratch / "excluded.tar")
+        found.append(blob_of(scratch / "excluded.tar"))
+        request.selection.excluded_sha256 = found[-1].sha256
+    return found
 
 
 def weights_blob(path: Path | str) -> Blob:

@@ -53,6 +53,10 @@ class CompressOptions(InspectOptions, total=False):
     picks: int
     threshold: float
     prior: float
+    class_floors: Mapping[str, int]  # fewest picks of a class by its name; "*" is every class not named
+    class_caps: Mapping[str, int]  # most picks, likewise
+    keep_look_alikes: bool
+    excluded: Path | str  # a folder of images that must not be picked
     steps: int
     batch_size: int
     learning_rate: float
@@ -110,6 +114,9 @@ _FIELDS: Mapping[type[Message], Mapping[str, str]] = {
         "count": "picks",
         "threshold": "threshold",
         "prior": "prior",
+        "class_floors": "class_floors",
+        "class_caps": "class_caps",
+        "keep_look_alikes": "keep_look_alikes",
     },
     options_pb2.DistillationOptions: {
         "steps": "steps",

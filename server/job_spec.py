@@ -95,6 +95,10 @@ def compression_spec(request: compression_pb2.CompressRequest, pool: Mapping[str
             count=selection.count,
             threshold=selection.threshold,
             prior=selection.prior,
+            class_floors=dict(sorted(selection.class_floors.items())),
+            class_caps=dict(sorted(selection.class_caps.items())),
+            keep_look_alikes=selection.keep_look_alikes,
+            excluded=_file(selection.excluded_sha256) if selection.excluded_sha256 else None,
         ),
         "distillation": _distillation(request.distillation),
         "export": _set_fields(

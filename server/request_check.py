@@ -33,6 +33,7 @@ SHORT_SIDES = (8, 4096)
 CHANNELS = (1, 3)
 LEAST_CLASSES = 2
 BATCH_LIMIT = 4096
+PICKS = 2**62
 VARIANTS = ("fp32", "fp16", "int8-cpu", "int8-trt")
 LOSS_PARTS = ("kl", "dkd", "dist", "standardised", "hints", "noisy_labels")
 SHOWN_CHARACTERS = 80
@@ -246,9 +247,22 @@ def _student(student: options_pb2.StudentOptions) -> None:
 def _selection(selection: options_pb2.SelectionOptions) -> None:
     _known("selection.score", options_pb2.Score, selection.score)
     _known("selection.rule", options_pb2.SelectionRule, selection.rule)
-    _whole("selection.count", selection.count, 1, 2**62)
+    _whole("selection.count", selection.count, 1, PICKS)
     _number("selection.threshold", selection.threshold, least=0.0, most=1.0)
     _number("selection.prior", selection.prior, least=0.0, below=1.0)
+    _class_counts("selection.class_floors", selection.class_floors)
+    _class_counts("selection.class_caps", selection.class_caps)
+    if selection.excluded_sha256:
+        check_digest("selection.excluded_sha256", selection.excluded_sha256)
+
+
+def _class_counts(field: str, counts: Mapping[str, int]) -> None:
+    if len(counts) > CLASS_NAMES:
+        raise violation(field, f"at most {CLASS_NAMES} classes", len(counts))
+    for name, count in counts.items():
+        _text(field, name, LABEL_CHARACTERS)
+        if not 0 <= count <= PICKS:
+            raise violation(f"{field}[{name!r}]", f"0 to {PICKS} images", count)
 
 
 def _distillation(options: options_pb2.DistillationOptions) -> None:

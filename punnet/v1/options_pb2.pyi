@@ -702,11 +702,55 @@ class SelectionOptions(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ClassFloorsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class ClassCapsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     SCORE_FIELD_NUMBER: _builtins.int
     RULE_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     THRESHOLD_FIELD_NUMBER: _builtins.int
     PRIOR_FIELD_NUMBER: _builtins.int
+    CLASS_FLOORS_FIELD_NUMBER: _builtins.int
+    CLASS_CAPS_FIELD_NUMBER: _builtins.int
+    KEEP_LOOK_ALIKES_FIELD_NUMBER: _builtins.int
+    EXCLUDED_SHA256_FIELD_NUMBER: _builtins.int
     score: Global___Score.ValueType
     """Unset: auto."""
     rule: Global___SelectionRule.ValueType
@@ -717,6 +761,22 @@ class SelectionOptions(_message.Message):
     """For the threshold rule: a quantile of the score over the pool, 0 to 1."""
     prior: _builtins.float
     """Share of positives in the pool, between 0 and 1; 0 means estimated."""
+    keep_look_alikes: _builtins.bool
+    """Pick images that look alike beside each other. Unset: of each group the best at most."""
+    excluded_sha256: _builtins.str
+    """sha256 of a plain tar of JPEG and PNG images that must not be picked, such as the user's own test
+    images: neither the same bytes nor what looks like them; empty means none.
+    """
+    @_builtins.property
+    def class_floors(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """For the balanced rule: fewest picks of a class by its name, as far as the pool has them. `*` stands
+        for every class with labelled images that is not named.
+        """
+
+    @_builtins.property
+    def class_caps(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """For the balanced rule: most picks of a class; keys as in `class_floors`."""
+
     def __init__(
         self,
         *,
@@ -725,10 +785,14 @@ class SelectionOptions(_message.Message):
         count: _builtins.int = ...,
         threshold: _builtins.float = ...,
         prior: _builtins.float = ...,
+        class_floors: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        class_caps: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        keep_look_alikes: _builtins.bool = ...,
+        excluded_sha256: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "prior", b"prior", "rule", b"rule", "score", b"score", "threshold", b"threshold"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["class_caps", b"class_caps", "class_floors", b"class_floors", "count", b"count", "excluded_sha256", b"excluded_sha256", "keep_look_alikes", b"keep_look_alikes", "prior", b"prior", "rule", b"rule", "score", b"score", "threshold", b"threshold"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

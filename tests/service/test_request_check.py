@@ -91,6 +91,10 @@ VIOLATIONS: list[tuple[str, Change]] = [
     ("distillation.views", lambda r: setattr(r.distillation, "views", 65)),
     ("distillation.average_decay", lambda r: setattr(r.distillation, "average_decay", 1.0)),
     ("distillation.precision", lambda r: setattr(r.distillation, "precision", 9)),
+    ("selection.class_floors['cat']", lambda r: r.selection.class_floors.update({"cat": -1})),
+    ("selection.class_caps['*']", lambda r: r.selection.class_caps.update({"*": 2**62 + 1})),
+    ("selection.class_caps", lambda r: r.selection.class_caps.update({"x" * 201: 1})),
+    ("selection.excluded_sha256", lambda r: setattr(r.selection, "excluded_sha256", "test.tar")),
     ("student.weights_sha256", lambda r: setattr(r.student, "weights_sha256", "w.safetensors")),
     ("export.targets", lambda r: r.export.targets.append("toaster")),
     ("export.variants", lambda r: r.export.variants.append("int4")),
@@ -172,6 +176,20 @@ def test_first_weights_are_a_blob_of_the_spec() -> None:
     spec = compression_spec(whole, POOL)
     assert spec["student"] == {"weights": {"sha256": "d" * 64}}
     assert "d" * 64 in digests_of(spec)
+
+
+def test_bounds_of_classes_and_excluded_images_reach_the_spec() -> None:
+    whole = request()
+    whole.selection.class_floors["cat"] = 20
+    whole.selection.class_caps.update({"*": 100, "dog": 0})
+    whole.selection.keep_look_alikes = True
+    whole.selection.excluded_sha256 = "e" * 64
+    spec = compression_spec(whole, POOL)
+    assert spec["selection"] == {
+        "class_floors": {"cat": 20}, "class_caps": {"*": 100, "dog": 0}, "keep_look_alikes": True,
+        "excluded": {"sha256": "e" * 64},
+    }  # fmt: skip
+    assert "e" * 64 in digests_of(spec)
 
 
 def test_all_options_reach_the_spec_under_the_engines_names() -> None:

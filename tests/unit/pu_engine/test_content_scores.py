@@ -160,9 +160,10 @@ def test_a_correlation_of_different_images_is_refused() -> None:
         rank_correlation(np.arange(3.0), np.arange(2.0))
 
 
-def test_an_energy_that_agrees_with_the_features_counts_in_full() -> None:
+def test_an_energy_that_agrees_with_the_features_counts_by_half() -> None:
     energies, last, everything = np.array([4.0, 3.0, 2.0, 1.0]), np.array([2.0, 4.0, 1.0, 3.0]), np.arange(4.0)[::-1]
-    np.testing.assert_allclose(content_score(energies, last, everything), rank_sum(energies, last))
+    expected = rank_sum(last, everything) + ranks(energies) / 2
+    np.testing.assert_allclose(content_score(energies, last, everything), expected)
 
 
 def test_an_energy_that_contradicts_the_features_has_no_say() -> None:
@@ -177,7 +178,7 @@ def test_an_energy_in_doubt_counts_by_how_far_it_agrees() -> None:
     last = generator.normal(size=4000)
     trust = rank_correlation(energies, everything) / 0.3
     assert 0.3 < trust < 0.7
-    expected = ranks(last) + trust * ranks(energies) + (1 - trust) * ranks(everything)
+    expected = ranks(last) + ranks(everything) + trust / 2 * ranks(energies)
     np.testing.assert_allclose(content_score(energies, last, everything), expected)
 
 

@@ -10,7 +10,9 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
+from pu_engine import taps
 from pu_engine.int8_copy import Int8Unavailable, write_int8
+from pu_engine.types import Tap
 
 
 def convolution(opset: int) -> onnx.ModelProto:
@@ -56,3 +58,16 @@ def test_a_graph_that_can_not_be_calibrated_says_why(tmp_path: Path) -> None:
     with pytest.raises(Int8Unavailable, match="onnxruntime can't quantise the teacher"):
         write_int8(tmp_path / "m.onnx", wrong, tmp_path / "int8.onnx", tmp_path / "scratch")
     assert not (tmp_path / "int8.onnx").exists()
+
+
+def test_the_pooling_of_taps_stays_in_single_precision(tmp_path: Path) -> None:
+    tap = Tap(name="tap_0", source="r:NCHW", width=16, spread="tap_0_spread")
+    onnx.save(taps.tapped(convolution(17), [tap]), tmp_path / "m.onnx")
+    (tmp_path / "scratch").mkdir()
+    batches = [np.random.default_rng(i).normal(size=(8, 3, 8, 8)).astype(np.float32) for i in range(4)]
+    write_int8(tmp_path / "m.onnx", iter(batches), tmp_path / "int8.onnx", tmp_path / "scratch")
+    nodes = onnx.load(tmp_path / "int8.onnx").graph.node
+    integers = {name for node in nodes if node.op_type == "DequantizeLinear" for name in node.output}
+    inside = [node for node in nodes if node.op_type in ("Mul", "Sqrt") and node.output[0].startswith("tap_0")]
+    assert len(inside) == 2
+    assert not integers.intersection(name for node in inside for name in node.input)

@@ -135,8 +135,9 @@ def test_outputs_have_the_promised_names_and_shapes(tmp_path: Path) -> None:
     rows = np.zeros((5, 3, SIDE, SIDE), np.float32)
     session = ort.InferenceSession(str(out / "tapped.onnx"))
     outputs = session.run(None, {"input": rows})
-    assert [item.name for item in session.get_outputs()] == ["logits", *(tap.name for tap in teacher.taps)]
-    assert [value.shape for value in outputs] == [(5, 3), *((5, tap.width) for tap in teacher.taps)]
+    promised = [(name, tap.width) for tap in teacher.taps for name in (tap.name, tap.spread) if name]
+    assert [item.name for item in session.get_outputs()] == ["logits", *(name for name, _ in promised)]
+    assert [value.shape for value in outputs] == [(5, 3), *((5, width) for _, width in promised)]
     logits = ort.InferenceSession(str(out / "canonical.onnx")).run(["logits"], {"input": rows})[0]
     np.testing.assert_allclose(outputs[0], logits, rtol=1e-5)
 
@@ -180,7 +181,7 @@ def test_taps_are_those_that_the_user_names(tmp_path: Path) -> None:
     assert teacher.taps_stated
     assert {"c", "a"} <= {row.name for row in teacher.tap_candidates}
     names = [item.name for item in onnx.load(out / "tapped.onnx").graph.output]
-    assert names == ["logits", "tap_0", "tap_1"]
+    assert names == ["logits", "tap_0", "tap_0_spread", "tap_1", "tap_1_spread"]
 
 
 def test_tap_behind_the_scores_is_refused(tmp_path: Path) -> None:

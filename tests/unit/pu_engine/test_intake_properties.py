@@ -85,16 +85,20 @@ def test_convention_is_found_and_taps_are_the_teachers_own(design: Design) -> No
     assert (teacher.preprocessing.layout, teacher.preprocessing.dtype) == (design.layout, design.dtype)
     assert teacher.preprocessing.channels == design.channels
     assert (teacher.output, teacher.batch) == (KINDS[design.tail], None)
-    names = ["logits", *(tap.name for tap in teacher.taps)]
+    names = ["logits", *(tap.name for tap in teacher.taps), *(tap.spread for tap in teacher.taps if tap.spread)]
     found = run(tapped, model_input(images, teacher.preprocessing), None, ["logits"])[0]
     tied = any(h.tied and h.name == f"{design.channels} {design.scaling}" for h in teacher.hypotheses)
     assert (found.argmax(axis=1) == scores.argmax(axis=1)).mean() >= (TIED_PREDICTIONS if tied else SAME_PREDICTIONS)
-    logits, *taps = run(tapped, rows_of(images, design), None, names)
+    logits, *found = run(tapped, rows_of(images, design), None, names)
     assert_close(logits, scores, ERRORS[design.dtype])
-    for tap, value in zip(teacher.taps, taps, strict=True):
+    means, spreads = found[: len(teacher.taps)], iter(found[len(teacher.taps) :])
+    for tap, value in zip(teacher.taps, means, strict=True):
         source, _, kind = tap.source.rpartition(":")
         own = run(plain, rows_of(images, design), design.batch, [source])[0].astype(np.float32)
         assert_close(value, own.mean(axis=AXES[kind]), ERRORS[design.dtype])
+        assert bool(tap.spread) == bool(AXES[kind])
+        if tap.spread:
+            assert_close(next(spreads), own.std(axis=AXES[kind]), ERRORS[design.dtype])
 
 
 def take_in(folder: Path, file: bytes, generator: np.random.Generator) -> Teacher:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pu_engine.images import decode, resize
-from pu_engine.perceptual_hash import NEAR_BITS, SIDE, distance, perceptual_hash
+from pu_engine.perceptual_hash import NEAR_BITS, SIDE, distance, near, perceptual_hash
 
 PHOTOGRAPHS = 12
 
@@ -77,3 +77,16 @@ def test_one_wave_sets_its_own_bit() -> None:
 def test_distance_is_a_metric_of_bits(one: int, other: int) -> None:
     assert distance(one, other) == distance(other, one) == bin(one ^ other).count("1")
     assert distance(one, one) == 0
+
+
+def test_near_hashes_are_found_as_by_comparing_all() -> None:
+    generator = np.random.default_rng(3)
+    hashes = generator.integers(0, 2**63, 300, dtype=np.uint64)
+    wanted = hashes[::30].copy()
+    for row, flips in enumerate(range(10)):
+        for bit in generator.permutation(64)[:flips]:
+            wanted[row] ^= np.uint64(1) << np.uint64(bit)
+    expected = [any(distance(int(h), int(w)) <= NEAR_BITS for w in wanted) for h in hashes]
+    assert sum(expected) == 5
+    assert near(hashes, wanted).tolist() == expected
+    assert not near(hashes, np.zeros(0, np.uint64)).any()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pu_engine.pick_estimate import pick_estimate
+from pu_engine.pick_estimate import pick_estimate, reliability
 from pu_engine.prior import PriorInterval
 
 INTERVAL = PriorInterval(low=0.15, high=0.25)
@@ -42,3 +42,21 @@ def test_an_extreme_prior_stays_a_probability(prior: float) -> None:
     score, _ = mixture()
     found = pick_estimate(score, score > 1, prior, PriorInterval(low=prior, high=prior))
     assert 0.0 < found.precision_low <= found.precision <= found.precision_high < 1.0
+
+
+def test_right_log_odds_are_reliable_in_every_tenth() -> None:
+    score, _ = mixture()
+    labelled = 2.0 * np.random.default_rng(1).normal(2.0, 1, 20_000) - 2.0
+    bins = reliability(labelled, score, 0.2)
+    assert sum(b.pool for b in bins) == score.size
+    assert sum(b.labelled for b in bins) == labelled.size
+    assert len(bins) == 10
+    for b in bins:
+        assert b.read == pytest.approx(b.believed, abs=0.06)
+
+
+def test_log_odds_that_are_too_large_are_found_out() -> None:
+    score, _ = mixture()
+    labelled = 2.0 * np.random.default_rng(1).normal(2.0, 1, 20_000) - 2.0
+    bins = reliability(3.0 * labelled, 3.0 * score, 0.2)
+    assert bins[-1].believed > bins[-1].read + 0.05

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 import time
 from dataclasses import replace
@@ -15,20 +16,22 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from pu_engine import ingest, plan, plan_samples
+from pu_engine import ingest, plan, plan_forecast, plan_samples
 from pu_engine.distill_types import DistillationOptions
 from pu_engine.errors import EngineError
 from pu_engine.jsonform import from_json, to_json
+from pu_engine.plan_types import Plan
 from pu_engine.pool import open_pool, pool_folder
 from pu_engine.pool_types import IngestInputs
 from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest, file_sha256
+from pu_engine.scorer import open_scorer
 from pu_engine.types import (
     File,
     Folder,
+    LabelledEntry,
     LabelledFile,
     LabelledImages,
-    Plan,
     PlanInputs,
     Preprocessing,
     SelectionOptions,
@@ -77,7 +80,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> PlanInputs:
     intake, pool = root / "intake", root / "pool"
     intake.mkdir()
     pool.mkdir()
-    (intake / "labelled.json").write_text("[]")
+    entries = [
+        LabelledEntry(key=str(i), label=str(i % CLASSES), index=i % CLASSES, held_out=i == 5, sha256="0" * 64)
+        for i in range(6)
+    ]
+    (intake / "labelled.json").write_text(json.dumps(to_json(entries)))
     onnx.save(linear_teacher(), intake / "tapped.onnx")
     manifest = build_manifest(intake, TEACHER, {"seconds": 2.5, "peak_memory_bytes": 10**8})
     (intake / "manifest.json").write_text(json.dumps(manifest))
@@ -144,6 +151,36 @@ def test_student_is_counted_at_the_teachers_size(planned: tuple[Plan, Path]) -> 
 def test_picks_follow_selections_own_rule(planned: tuple[Plan, Path]) -> None:
     # 200 steps of 8, a quarter labelled: 1,200 draws; at 40 passes more than the pool's 20 images.
     assert planned[0].picked == POOL_IMAGES
+
+
+def test_forecast_is_what_selection_would_pick(planned: tuple[Plan, Path]) -> None:
+    found = planned[0].selection
+    assert (found.sample, found.labelled, found.picked) == (POOL_IMAGES, 5, POOL_IMAGES)
+    assert sum(found.class_available) == POOL_IMAGES
+    assert sum(found.class_counts) <= POOL_IMAGES
+    assert found.score in ("pu", "content")
+    assert found.why
+
+
+def test_forecast_of_a_named_count_is_scaled_to_the_pool(inputs: PlanInputs, tmp_path: Path) -> None:
+    scorer = open_scorer(inputs.intake, "cpu", None)
+    asked = replace(inputs, selection=SelectionOptions(score="energy", rule="top", count=8))
+    timed = plan_samples.Timed(seconds_each=4.0, peak_bytes=1, sample=1)  # too slow for all
+    found = plan_forecast.forecast_picks(
+        asked, scorer, open_pool(inputs.pool), tmp_path / "s", scoring=timed, picked=8, draws=100
+    )
+    assert (found.score, found.picked, sum(found.class_counts)) == ("energy", 8, 8)
+    assert (found.prior, found.expected) == (None, None)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_plan_without_usable_labelled_images_is_refused(inputs: PlanInputs, tmp_path: Path) -> None:
+    intake = tmp_path / "intake"
+    shutil.copytree(inputs.intake.path, intake)
+    (intake / "labelled.json").write_text("[]")
+    with pytest.raises(EngineError) as raised:
+        plan.run(replace(inputs, intake=replace(inputs.intake, path=str(intake))), tmp_path / "out", SilentProgress())
+    assert raised.value.code == "IMAGES_MISSING"
 
 
 def test_twice_the_steps_take_twice_the_distillation(inputs: PlanInputs) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from pu_engine import plots
 from pu_engine.fact_types import Latency
+from pu_engine.pick_types import ReliabilityBin
 from pu_engine.variant_rows import Point
 
 LATENCIES = [
@@ -37,6 +38,20 @@ def test_histogram_counts_both_sides_and_marks_the_threshold() -> None:
 
 def test_histogram_of_one_repeated_score_is_drawn() -> None:
     assert "picked (3)" in texts(plots.score_histogram(np.full(3, 7.0), np.ones(3, bool), 7.0, "random"))
+
+
+def test_histogram_shows_the_labelled_images_where_they_have_scores() -> None:
+    scores = np.random.default_rng(0).normal(size=500)
+    found = texts(plots.score_histogram(scores, scores > 0.5, 0.5, "pu", scores[:40] + 2))
+    assert {"labelled (40)", "labelled images", "picked (155)"} <= found
+
+
+def test_reliability_is_drawn_beside_the_diagonal() -> None:
+    bins = [
+        ReliabilityBin(pool=900, labelled=3, believed=0.02, read=0.01),
+        ReliabilityBin(pool=90, labelled=80, believed=0.93, read=0.99),
+    ]
+    assert {"as believed", "as the scores say"} <= texts(plots.reliability(bins))
 
 
 def test_ink_follows_the_page() -> None:

@@ -114,3 +114,14 @@ def test_a_threshold_outside_zero_to_one_raises() -> None:
 def test_random_scores_follow_from_the_seed() -> None:
     assert (random_score(100, 4) == random_score(100, 4)).all()
     assert (random_score(100, 4) != random_score(100, 5)).any()
+
+
+def test_a_cap_leaves_fewer_picks_rather_than_other_classes() -> None:
+    labelled, caps = np.array([True, True, False]), counts(30, 500, 500)
+    assert class_quotas(counts(90, 40, 90), labelled, 120, seed=0, caps=caps).tolist() == [30, 40, 0]
+    assert class_quotas(counts(20, 40, 90), labelled, 120, seed=0, caps=caps).tolist() == [20, 40, 60]
+
+
+def test_a_floor_is_taken_before_the_rest_is_shared() -> None:
+    labelled = np.array([True, True, True])
+    assert class_quotas(counts(90, 90, 90), labelled, 60, seed=0, floors=counts(40, 0, 0)).tolist() == [40, 10, 10]

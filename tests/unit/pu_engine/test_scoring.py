@@ -20,14 +20,14 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pu_engine import images, labelled, scorer, scoring
+from pu_engine import images, labelled, scorer, scoring, taps
 from pu_engine.errors import EngineError
 from pu_engine.jsonform import to_json
 from pu_engine.pool import open_pool
 from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest
 from pu_engine.score_types import Scores, ScoringInputs
-from pu_engine.types import File, Folder, LabelledEntry, LabelledImages
+from pu_engine.types import File, Folder, LabelledEntry, LabelledImages, Tap
 
 Pack = Callable[[Path, Mapping[str, bytes]], File]
 MakeJpeg = Callable[..., bytes]
@@ -145,6 +145,25 @@ def test_labelled_images_show_the_matched_view_as_they_are(tmp_path: Path, input
     pixels = labelled_pixels(inputs)
     features = np.load(tmp_path / "out" / "labelled.features.npy")
     np.testing.assert_allclose(features[:, 1], teacher_outputs(inputs, pixels)[1], rtol=1e-3, atol=1e-3)
+
+
+def test_spreads_follow_the_taps_in_the_features(inputs: ScoringInputs) -> None:
+    import onnx
+
+    path = Path(inputs.intake.path) / "tapped.onnx"
+    opened = scorer.open_scorer(inputs.intake, "cpu", None)
+    tap = Tap(name="tap_0", source="r:NCHW", width=4, spread="tap_0_spread")
+    model = onnx.load(path)
+    del model.graph.output[1:]
+    model.graph.node[-2].output[0] = model.graph.node[-1].input[0] = "flat"
+    onnx.save(taps.tapped(model, [tap]), path)
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    spread = replace(opened, teacher=replace(opened.teacher, taps=(tap,)), session=session)
+    pixels = pool_pixels(inputs)
+    before, after = (s.outputs(pixels, labelled=False)[1] for s in (opened, spread))
+    assert (opened.width, spread.width, after.shape) == (4, 8, (12, 1, 8))
+    np.testing.assert_allclose(after[..., :4], before, rtol=1e-3)
+    assert (after[..., 4:] > 0).all()
 
 
 def test_png_labelled_images_need_no_matched_view(tmp_path: Path, inputs: ScoringInputs, pack: Pack) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from pu_engine.results import file_sha256
 from pu_engine.score_types import Precision, Scores
 from pu_engine.selection import default_count, run
 from pu_engine.types import (
+    File,
     Folder,
     LabelledEntry,
     Preprocessing,
@@ -40,6 +42,8 @@ from tests.unit.conftest import FACTS
 CLASSES, WIDTHS = 3, (6, 8)
 WIDTH = sum(WIDTHS)
 Floats = NDArray[np.float64]
+Pack = Callable[[Path, Mapping[str, bytes]], File]
+MakeJpeg = Callable[..., bytes]
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,10 @@ class Case:
     labelled_classes: NDArray[np.int64]
     held_out: NDArray[np.bool_]
     taps: bool = True
+    spreads: bool = False  # the features end with the spreads of the first tap
     leaked: int = 0  # the pool's first images are the first labelled ones
+    alike: int = 0  # so many of the pool's first images look like the first
+    files: tuple[bytes, ...] = ()  # what the pool's first images came as
 
 
 def digest(text: str) -> str:
@@ -86,6 +93,8 @@ def write_result(folder: Path, result: object) -> Folder:
 
 def write_case(root: Path, case: Case, options: SelectionOptions | None = None) -> SelectionInputs:
     taps = tuple(Tap(name=f"tap{i}", source=f"layer{i}", width=w) for i, w in enumerate(WIDTHS)) if case.taps else ()
+    if case.spreads:
+        taps = (replace(taps[0], spread="tap0_spread"), *taps[1:])
     cuts = [0, len(case.pool_features) // 3, len(case.pool_features)]
     shards = ("shard-00000", "shard-00001")
     entries = [
@@ -143,7 +152,7 @@ def write_case(root: Path, case: Case, options: SelectionOptions | None = None) 
     return SelectionInputs(
         intake=intake,
         scoring=scoring,
-        pool=write_pool(root / "pool", shards, cuts, leaked=case.leaked),
+        pool=write_pool(root / "pool", shards, cuts, case),
         selection=options or SelectionOptions(),
         steps=100,
         batch_size=96,
@@ -155,8 +164,10 @@ def write_arrays(folder: Path, name: str, logits: Floats, features: Floats) -> N
     np.save(folder / f"{name}.features.npy", np.stack([features, features], axis=1).astype(np.float16))
 
 
-def index_row(i: int, *, leaked: bool) -> dict[str, object]:
-    source_sha256 = bytes.fromhex(digest(f"labelled {i}" if leaked else f"pool {i}"))
+def index_row(i: int, case: Case | None) -> dict[str, object]:
+    source_sha256 = bytes.fromhex(digest(f"labelled {i}" if case and i < case.leaked else f"pool {i}"))
+    if case and i < len(case.files):
+        source_sha256 = hashlib.sha256(case.files[i]).digest()
     return {
         "key": f"{i:06}.jpg",
         "status": GOOD,
@@ -170,15 +181,15 @@ def index_row(i: int, *, leaked: bool) -> dict[str, object]:
         "height": 1,
         "phash": i,
         "duplicate_of": None,
-        "near_duplicate_of": None,
+        "near_duplicate_of": "000000.jpg" if case and 0 < i < case.alike else None,
     }
 
 
-def write_pool(folder: Path, shards: tuple[str, ...], cuts: list[int], *, leaked: int = 0) -> Folder:
+def write_pool(folder: Path, shards: tuple[str, ...], cuts: list[int], case: Case | None = None) -> Folder:
     folder.mkdir(parents=True, exist_ok=True)
     found = []
     for shard, start, stop in zip(shards, cuts[:-1], cuts[1:], strict=True):
-        write_index(folder / index_name(shard), [index_row(i, leaked=i < leaked) for i in range(start, stop)])
+        write_index(folder / index_name(shard), [index_row(i, case) for i in range(start, stop)])
         index_sha256 = file_sha256(folder / index_name(shard))
         found.append(Shard(name=shard, sha256="0" * 64, size=1, entries=stop - start, index_sha256=index_sha256))
     pool = Pool(
@@ -219,7 +230,44 @@ def test_balanced_shares_what_a_poor_class_lacks_and_names_it(tmp_path: Path) ->
     assert selection.class_counts[2] == poor
     assert abs(selection.class_counts[0] - selection.class_counts[1]) <= 200
     assert sum(selection.class_counts) == 600
-    assert [w for w in selection.warnings if f"class2 ({poor})" in w and "share of 200" in w]
+    found = selection.poor_classes[0]
+    assert (found.name, found.available, found.wanted) == ("class2", poor, 200)
+    nearest = f"class2 ({poor} of 200; nearest {found.nearest}, taken for {found.nearest_class})"
+    assert [w for w in selection.warnings if nearest in w]
+
+
+def test_floors_and_caps_bound_the_quotas_of_named_classes(tmp_path: Path) -> None:
+    floors, caps = {"class1": 250}, {"*": 280, "class2": 10}
+    options = SelectionOptions(score="energy", count=600, class_floors=floors, class_caps=caps)
+    selection, _ = select(tmp_path, make_case(), options)
+    assert selection.class_counts == (280, 280, 10)
+    assert selection.poor_classes == ()
+
+
+def test_of_images_that_look_alike_the_best_is_picked(tmp_path: Path) -> None:
+    case = replace(make_case(), alike=40)
+    selection, table = select(tmp_path, case, SelectionOptions(score="confidence", rule="top", count=1200))
+    score, picked = table["score"].to_numpy()[:40], table["picked"].to_numpy()[:40]
+    assert picked.sum() == 1
+    assert score[picked] == score.max()
+    assert (selection.look_alikes, selection.picked) == (39, 1161)
+    assert set(table["why"].to_pylist()) == {"picked", "looks like a better one"}
+
+
+def test_look_alikes_are_kept_where_that_is_asked_for(tmp_path: Path) -> None:
+    options = SelectionOptions(score="random", count=1200, keep_look_alikes=True)
+    selection, _ = select(tmp_path, replace(make_case(), alike=40), options)
+    assert (selection.look_alikes, selection.picked) == (0, 1200)
+
+
+def test_excluded_images_are_never_picked(tmp_path: Path, make_jpeg: MakeJpeg, pack: Pack) -> None:
+    images = {f"a/{i}.jpg": make_jpeg(seed=i, height=64, width=64) for i in range(3)}
+    case = replace(make_case(), files=tuple(images.values()))
+    options = SelectionOptions(score="random", count=1200, excluded=pack(tmp_path / "excluded.tar", images))
+    selection, table = select(tmp_path, case, options)
+    assert [i for i, why in enumerate(table["why"].to_pylist()) if why == "excluded"] == [0, 1, 2]
+    assert (selection.excluded, selection.picked) == (3, 1197)
+    assert any(text.startswith("3 pool images are, or look like, images to exclude") for text in selection.warnings)
 
 
 def test_outputs_without_labelled_images_get_no_share(tmp_path: Path) -> None:
@@ -286,6 +334,35 @@ def test_auto_takes_the_pu_order_where_the_source_is_present(tmp_path: Path) -> 
     assert selection.expected is not None
     assert selection.expected.precision == pytest.approx(found, abs=0.15)
     assert selection.expected.recall == pytest.approx(330 * found / own.sum(), abs=0.25)
+
+
+def with_spreads(case: Case, shift: float) -> Case:
+    """The case with spreads of which those of the labelled images and of the pool's first fifth are larger."""
+    generator = np.random.default_rng(7)
+    pool = generator.normal(size=(len(case.pool_features), WIDTHS[0]))
+    pool[: len(pool) // 5] += shift
+    labelled = generator.normal(size=(len(case.labelled_features), WIDTHS[0])) + shift
+    return replace(
+        case,
+        spreads=True,
+        pool_features=np.concatenate([case.pool_features, pool], axis=1),
+        labelled_features=np.concatenate([case.labelled_features, labelled], axis=1),
+    )
+
+
+def test_the_source_classifier_sees_the_spread_of_the_taps(tmp_path: Path) -> None:
+    case = make_case(images=2000, labelled=240, own_share=1.0)  # the means say nothing
+    selection, table = select(tmp_path, with_spreads(case, 3.0), SelectionOptions(rule="top", count=330))
+    assert selection.score == "pu"
+    assert table["picked"].to_numpy()[:400].mean() > 0.75
+
+
+def test_content_scores_see_the_means_alone(tmp_path: Path) -> None:
+    digests = []
+    for name, shift in (("a", 0.0), ("b", 3.0)):
+        select(tmp_path / name, with_spreads(make_case(), shift), SelectionOptions(score="e2", count=60))
+        digests.append(file_sha256(tmp_path / name / "out" / "selection.parquet"))
+    assert digests[0] == digests[1]
 
 
 def test_the_view_that_shows_the_source_is_heard(tmp_path: Path) -> None:
@@ -427,6 +504,11 @@ def test_the_default_count_grows_with_the_training(pool_images: int, draws: int,
         SelectionOptions(rule="threshold"),
         SelectionOptions(rule="threshold", threshold=2.0),
         SelectionOptions(prior=1.0),
+        SelectionOptions(rule="top", class_caps={"class0": 3}),
+        SelectionOptions(class_caps={"class9": 3}),
+        SelectionOptions(class_floors={"class0": -1}),
+        SelectionOptions(class_floors={"*": 5}, class_caps={"class1": 4}),
+        SelectionOptions(score="random", count=6, class_floors={"*": 4}),
     ],
 )
 def test_options_that_mean_nothing_are_refused(tmp_path: Path, options: SelectionOptions) -> None:

@@ -33,8 +33,9 @@ def refusal(*stated: str, model: Any = None) -> EngineError:
 
 def test_named_tensors_are_tapped_from_shallow_to_deep() -> None:
     assert chosen("f", "inner", "c1") == [
-        Tap(name="tap_0", source="c1:NCHW", width=5),
-        Tap(name="tap_1", source="inner:NCHW", width=5),  # inside a residual block: no cut, but a tensor
+        Tap(name="tap_0", source="c1:NCHW", width=5, spread="tap_0_spread"),
+        # Inside a residual block: no cut, but a tensor.
+        Tap(name="tap_1", source="inner:NCHW", width=5, spread="tap_1_spread"),
         Tap(name="tap_2", source="f:vector", width=5),
     ]
 

@@ -63,7 +63,7 @@ def test_cuts_are_where_one_tensor_lives() -> None:
 
 def test_last_cut_of_each_resolution_and_the_vector_are_tapped() -> None:
     assert chosen(residual(), (2, 3, 8, 8)) == [
-        Tap(name="tap_0", source="sum:NCHW", width=5),
+        Tap(name="tap_0", source="sum:NCHW", width=5, spread="tap_0_spread"),
         Tap(name="tap_1", source="f:vector", width=5),
     ]
 
@@ -87,9 +87,32 @@ def test_pooling_happens_inside_the_graph(opset: int) -> None:
     rows = np.random.default_rng(1).normal(size=(4, 3, 8, 8)).astype(np.float32)
     outputs = forward.run_rows(forward.stranger_session(taps.tapped(model, found), 1), rows, None)
     maps = forward.observe(model, ["sum", "f"], rows, 1)
-    assert [o.shape for o in outputs] == [(4, 3), (4, 5), (4, 5)]
+    assert [o.shape for o in outputs] == [(4, 3), (4, 5), (4, 5), (4, 5)]
     np.testing.assert_allclose(outputs[1], maps["sum"].mean(axis=(2, 3)), rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(outputs[2], maps["f"])
+    np.testing.assert_allclose(outputs[2], maps["sum"].std(axis=(2, 3)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(outputs[3], maps["f"])
+
+
+def test_the_spread_of_a_map_far_from_zero_does_not_cancel() -> None:
+    shift = helper.make_node("Add", ["r", "far"], ["shifted"])
+    nodes = [
+        helper.make_node("Conv", [INPUT, "k"], ["r"]),
+        shift,
+        helper.make_node("GlobalMaxPool", ["shifted"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("Gemm", ["f", "w"], [LOGITS]),
+    ]
+    weights = {
+        "k": np.eye(3, dtype=np.float32)[:, :, None, None],
+        "far": np.float32(1000.0),
+        "w": np.eye(3, dtype="f4"),
+    }
+    model = build(nodes, weights, ["N", 3, 8, 8])
+    found = chosen(model, (2, 3, 8, 8))
+    assert [tap.spread for tap in found] == ["tap_0_spread", ""]
+    rows = np.random.default_rng(1).normal(size=(4, 3, 8, 8)).astype(np.float32)
+    spread = forward.run_rows(forward.stranger_session(taps.tapped(model, found), 1), rows, None)[2]
+    np.testing.assert_allclose(spread, rows.std(axis=(2, 3)), rtol=1e-3)
 
 
 def test_layout_of_a_cube_is_read_from_its_maker() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from punnet.archive import Image, LabelledSource, Member, pack_labelled, write_tar
+from punnet.archive import Image, LabelledSource, Member, pack_images, pack_labelled, write_tar
 from punnet.errors import InvalidImages
 from punnet.transfer import file_sha256
 
@@ -142,3 +142,17 @@ def test_folder_of_a_pool_that_no_appliance_takes_is_to_be_renamed(tmp_path: Pat
     with pytest.raises(InvalidImages) as caught:
         write_tar([Member(name="a\u202eb/c.jpg", source=bad / "c.jpg")], tmp_path / "t.tar")
     assert caught.value.remedy == f"Rename 'a\\u202eb' in the folder '{tmp_path}'."
+
+
+def test_images_below_a_folder_are_packed_whatever_their_folders(tmp_path: Path) -> None:
+    for name in ("b/2.png", "1.jpg", "b/c/3.JPEG", ".cache/4.jpg", "notes.txt"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(name.encode())
+    assert pack_images(tmp_path / "in", tmp_path / "out.tar") == 3
+    with tarfile.open(tmp_path / "out.tar") as tar:
+        assert tar.getnames() == ["1.jpg", "b/2.png", "b/c/3.JPEG"]
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidImages, match="no JPEG or PNG"):
+        pack_images(tmp_path, tmp_path / "out.tar")

@@ -28,6 +28,10 @@ def test_every_option_of_a_compression_can_be_set() -> None:
     }
 
 
+def test_counts_of_classes_are_set_together() -> None:
+    assert changed_options(["class_floors=cat=20,*=5"]) == {"class_floors": {"cat": 20, "*": 5}}
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -35,6 +39,7 @@ def test_every_option_of_a_compression_can_be_set() -> None:
         ("step=3", "'step' is no option"),
         ("steps=many", "'many' is no int"),
         ("mean=0.1,x", "is no Sequence"),
+        ("class_caps=cat", "is no Mapping"),
         ("loss.kl=much", "'much' is no float"),
         ("compiled=maybe", "'maybe' is no bool"),
         ("request_id=a", "'request_id' is no option"),

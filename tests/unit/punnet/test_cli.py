@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from punnet import __version__, cli_doctor
 from punnet.cli import app, main
-from punnet.cli_compress import print_plan, print_report
+from punnet.cli_compress import print_forecast, print_plan, print_report
 from punnet.cli_doctor import package_problems
 from punnet.cli_options import TRAINING, lines, numbers, training
 from punnet.cli_output import bytes_text, percent_text, print_error, seconds_text
@@ -227,3 +227,21 @@ def test_a_plan_shows_other_efforts_beside_its_own(capsys: pytest.CaptureFixture
     assert "1,500 steps: effort quick" in shown
     assert "--effort normal" in shown
     assert "+9" in shown
+
+
+def test_a_forecast_names_the_score_and_the_poorest_classes_first(capsys: pytest.CaptureFixture[str]) -> None:
+    expected = {"precision": 0.9, "precision_low": 0.85, "precision_high": 0.95, "recall": 0.8}
+    found = {
+        "sample": 2000, "score": "pu", "why": "the estimated prior .2 says so", "expected": expected,
+        "class_names": ["cat", "dog"], "class_counts": [1500, 20], "class_available": [4000, 20],
+    }  # fmt: skip
+    print_forecast({"selection": found})
+    shown = capsys.readouterr().out
+    assert "From 2,000 pool images: the score pu" in shown
+    assert "90.0 % should be of your source (85.0 % to 95.0 %)" in shown
+    assert shown.index("dog") < shown.index("cat")
+
+
+def test_a_plan_of_an_earlier_version_has_no_forecast(capsys: pytest.CaptureFixture[str]) -> None:
+    print_forecast({})
+    assert capsys.readouterr().out == ""

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from punnet.errors import InvalidTeacher
-from punnet.material import gather_material
+from punnet.material import gather_material, more_blobs
+from punnet.options import CompressOptions
+from punnet.v1 import compression_pb2
 
 IMAGES = {"a": [b"1"], "b": [b"2"]}
 # ModelProto with one initialiser whose external_data says location = "w"
@@ -49,3 +51,20 @@ def test_missing_teacher_is_named(tmp_path: Path) -> None:
         gather_material(str(tmp_path / "nowhere.onnx"), IMAGES, scratch=tmp_path)
     with pytest.raises(InvalidTeacher, match=f"{tmp_path} is a folder"):
         gather_material(tmp_path, IMAGES, scratch=tmp_path)
+
+
+def test_first_weights_and_excluded_images_are_named_in_the_request(tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_bytes(b"weights")
+    (tmp_path / "test" / "a").mkdir(parents=True)
+    (tmp_path / "test" / "a" / "1.jpg").write_bytes(b"image")
+    request = compression_pb2.CompressRequest()
+    options = CompressOptions(student_weights=tmp_path / "w.safetensors", excluded=tmp_path / "test")
+    blobs = more_blobs(request, options, tmp_path)
+    assert [blob.sha256 for blob in blobs] == [request.student.weights_sha256, request.selection.excluded_sha256]
+    assert request.selection.excluded_sha256 == hashlib.sha256((tmp_path / "excluded.tar").read_bytes()).hexdigest()
+
+
+def test_without_them_nothing_more_is_sent(tmp_path: Path) -> None:
+    request = compression_pb2.CompressRequest()
+    assert more_blobs(request, {}, tmp_path) == []
+    assert request == compression_pb2.CompressRequest()

@@ -28,6 +28,7 @@ def test_every_keyword_reaches_its_field() -> None:
     options = CompressOptions(
         student="cifar_resnet20", size=32, max_parameters=1, max_macs=2, max_latency_ms=3.0,
         score="relative-mahalanobis", rule="TOP", picks=4, threshold=0.5, prior=0.25,
+        class_floors={"a": 2}, class_caps={"*": 9, "a": 0}, keep_look_alikes=True, excluded="test",
         steps=5, batch_size=8, learning_rate=0.5, temperature=2.0, labelled_share=0.5, label_weight=0.0,
         class_weights="chi2", radius=0.125, targets=["cpu"], max_batch=7, parity_images="own",
         variants=["fp32", "int8-cpu"], include_preprocessing=True, softmax=True, fixed_batch=3, accuracy_budget=0.0,
@@ -49,6 +50,9 @@ def test_every_keyword_reaches_its_field() -> None:
         count=4,
         threshold=0.5,
         prior=0.25,
+        class_floors={"a": 2},
+        class_caps={"*": 9, "a": 0},
+        keep_look_alikes=True,
     )
     assert request.distillation == options_pb2.DistillationOptions(
         steps=5,
