@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from benchmarks.distill_images import ORIGINALS, Asked, Chosen, chosen_rows
 from benchmarks.selection_scores import DrawnPool
+from pu_engine.class_bounds import class_bounds
 from pu_engine.distill_types import DistillationOptions, DistillLoss
 from pu_engine.pick_estimate import believed
 from pu_engine.pick_weights import pick_weights
@@ -159,7 +160,10 @@ def _picked(
     default: int = 1,
 ) -> NDArray[np.bool_]:  # fmt: skip
     labelled = np.isin(np.arange(of.asked.teacher.classes), of.pool.files.positive_classes)
-    picks = pick(order, view, options, eligible=eligible, labelled=labelled, default=default, seed=of.seed)
+    bounds = class_bounds(options, of.asked.teacher.class_names, labelled)
+    picks = pick(
+        order, view, options, eligible=eligible, labelled=labelled, bounds=bounds, default=default, seed=of.seed
+    )
     return picks.picked
 
 
