@@ -18,7 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.conditions import conditions
-from benchmarks.scoring_arms import Measured, alone, decode_bare, int8_trial, ort_bare, pipeline, torch_eager
+from benchmarks.scoring_arms import (
+    Measured,
+    alone,
+    decode_bare,
+    int8_trial,
+    ort_bare,
+    pipeline,
+    torch_eager,
+    torch_twin,
+)
 from benchmarks.scoring_subjects import SOURCES, Subject, make
 from benchmarks.table import bar, print_bars, print_table, write_json
 from pu_engine.score_types import FP32, INT8
@@ -68,6 +77,7 @@ def measure(subject: Subject, rounds: int, threads: int) -> dict[str, Any]:
     trial = alone(int8_trial, subject, threads)
     arms: dict[str, Callable[[Subject, int], Measured]] = {
         "torch_eager": torch_eager,
+        "torch_twin": torch_twin,
         "decode_bare": decode_bare,
         "ort_bare": ort_bare,
         "pipeline_fp32": partial(pipeline, precision=FP32),

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.scoring_subjects import Subject
+from benchmarks.scoring_subjects import CLASSES, Subject
 from pu_engine import scoring
 from pu_engine.images import decode_resized
 from pu_engine.int8_copy import INT8_MODEL, write_int8
@@ -80,19 +80,32 @@ def side_by_side(work: Callable[[list[Any]], None], items: list[Any], threads: i
 
 
 def torch_eager(subject: Subject, threads: int) -> Measured:
-    """Pillow, the usual tensor arithmetic and the teacher's torch twin, eager: image and mirror of each image.
+    """Pillow, the usual tensor arithmetic and the network as PyTorch builds it, eager: image and mirror of each image.
 
-    Each of the threads runs batches of its own, and an operator has one thread: PyTorch's best per CPU second on
-    networks this small.
+    Its weights are random, which its speed does not depend on. Each of the threads runs batches of its own, and an
+    operator has one thread: PyTorch's best per CPU second on networks this small.
     """
+    from pu_engine.students import build
+
+    if not subject.network:
+        return torch_twin(subject, threads)
+    how = load(Teacher, subject.intake.path).preprocessing
+    return _eager(build(subject.network, how.height, 3, CLASSES).eval(), subject, how, threads)
+
+
+def torch_twin(subject: Subject, threads: int) -> Measured:
+    """The same with the teacher's torch twin, whose normalisation is folded into its convolutions already."""
+    from pu_engine import twin
+
+    how = load(Teacher, subject.intake.path).preprocessing
+    return _eager(twin.load(Path(subject.intake.path)), subject, how, threads)
+
+
+def _eager(network: Any, subject: Subject, how: Preprocessing, threads: int) -> Measured:
     import torch
     from torch.utils.data import DataLoader
 
-    from pu_engine import twin
-
     torch.set_num_threads(1)
-    how = load(Teacher, subject.intake.path).preprocessing
-    network = twin.load(Path(subject.intake.path))
     files = _encoded(subject)
     width_axis = 3 if how.layout == "NCHW" else 2
 

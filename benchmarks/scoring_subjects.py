@@ -41,6 +41,7 @@ class Subject:
     pool: Folder
     images: int
     int8: Path  # where the trial leaves the int8 copy
+    network: str  # by which PyTorch builds the teacher, with its normalisation apart; empty where it can't
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +52,13 @@ class Source:
     model: str
     dataset: str
     share: float
+    network: str = ""
 
 
 SOURCES = (
-    Source(name="resnet20", model="cifar10_resnet20.onnx", dataset="cifar10-jpeg", share=1.0),
-    Source(name="resnet56", model="cifar10_resnet56.onnx", dataset="cifar10-jpeg", share=0.4),
-    Source(name="resnet18", model="", dataset="cifar10-jpeg", share=0.1),
+    Source(name="resnet20", model="cifar10_resnet20.onnx", dataset="cifar10-jpeg", share=1.0, network="cifar_resnet20"),
+    Source(name="resnet56", model="cifar10_resnet56.onnx", dataset="cifar10-jpeg", share=0.4, network="cifar_resnet56"),
+    Source(name="resnet18", model="", dataset="cifar10-jpeg", share=0.1, network="resnet18"),
     Source(
         name="mobilenet_224",
         model="imagenet_mobilenet_v1_025_keras.onnx",
@@ -86,6 +88,7 @@ def make(source: Source, *, data: Path, teachers: Path, work: Path, images: int)
         pool=make_pool(data / "pool", work / f"pool-{count}", count),
         images=count,
         int8=folder / "int8.onnx",
+        network=source.network,
     )
 
 
