@@ -66,10 +66,9 @@ class CuttingProxy:
     async def _close(self) -> None:
         if self._server is not None:
             self._server.close()
+        self._flowing.set()
         await self._cut()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks)
 
     async def _cut(self) -> int:
         sides = list(self._writers)

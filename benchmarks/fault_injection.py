@@ -7,6 +7,7 @@ the server again) and returns what it did, or None where the work ended before i
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import resource
@@ -24,10 +25,8 @@ from typing import Any
 
 from benchmarks.cutting_proxy import CuttingProxy
 from benchmarks.server_process import ServerProcess
-from pu_engine.pipeline import COMPRESS
 
 POLL_SECONDS = 0.02
-MOMENTS = ("upload", "ingest", *(stage.name for stage in COMPRESS))
 LONGEST_DELAY_SECONDS = 5.0  # a stage's process lives 2 to 10 s
 SMALL_DISK_BYTES = 768 << 20
 DAY_SECONDS = 86_400.0
@@ -42,6 +41,7 @@ class Scene:
     proxy: CuttingProxy
     random: random.Random
     done: threading.Event  # the user's work has ended
+    moments: tuple[str, ...]  # "upload", or a stage that will run
     clock: Path | None = None  # the file that the server's wall clock is shifted by
 
     @property
@@ -90,12 +90,23 @@ def fill_disk(scene: Scene) -> Injection | None:
     left = scene.random.choice((0, 1 << 16, 1 << 20, 16 << 20))
     seconds = scene.random.uniform(1.0, 15.0)
     ballast = scene.data.parent / "ballast"
-    with ballast.open("wb") as file:
-        size = max(1, shutil.disk_usage(ballast.parent).free - left)
-        os.posix_fallocate(file.fileno(), 0, size)
+    _fill(ballast, left)
     scene.done.wait(seconds)
     ballast.unlink()
     return {**moment, "bytes_left": left, "seconds": round(seconds, 1)}
+
+
+def _fill(ballast: Path, left: int) -> None:
+    """Take all space but so much; the server writes meanwhile, and may be faster."""
+    with ballast.open("wb") as file:
+        while True:
+            size = shutil.disk_usage(ballast.parent).free - left
+            try:
+                os.posix_fallocate(file.fileno(), 0, max(1, size))
+                return
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
 
 
 def cut_connections(scene: Scene) -> Injection | None:
@@ -214,7 +225,7 @@ def unavailable() -> dict[str, str]:
 
 def wait_for_moment(scene: Scene) -> Injection | None:
     """Wait for a stage (or the upload) to run, and then a little; None where the work ended before."""
-    name = scene.random.choice(MOMENTS)
+    name = scene.random.choice(scene.moments)
     delay = scene.random.uniform(0.0, LONGEST_DELAY_SECONDS if name != "upload" else 0.2)
     while not scene.done.is_set():
         if _begun(scene.data, name):
@@ -225,9 +236,10 @@ def wait_for_moment(scene: Scene) -> Injection | None:
 
 
 def _begun(data: Path, moment: str) -> bool:
-    if moment == "upload":
-        return any((data / "blobs").glob("*/partial/*"))
-    return moment in running_stages(data).values()
+    stages = running_stages(data).values()
+    if moment == "upload":  # or what comes after it, where it was too short to be seen
+        return bool(stages) or any((data / "blobs").glob("*/partial/*"))
+    return moment in stages
 
 
 def running_stages(data: Path) -> dict[int, str]:

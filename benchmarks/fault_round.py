@@ -16,25 +16,29 @@ from typing import Any
 from benchmarks.cutting_proxy import CuttingProxy
 from benchmarks.fault_checks import left_behind
 from benchmarks.fault_injection import FAULTS, Scene, make_clock, small_disk
-from benchmarks.fault_work import JobEnd, Subject, Work
+from benchmarks.fault_work import PARTS, JobEnd, Subject, Work
 from benchmarks.server_process import ServerProcess
 
 WORK_SECONDS = 900.0
 Digests = dict[str, dict[str, str]]  # kind of job -> reproducible artifact -> sha256
 
 
-def calm_digests(subject: Subject) -> tuple[Digests, float]:
+def calm_digests(subject: Subject, part: str) -> tuple[Digests, float]:
     """What an undisturbed run makes, and how long it takes with all checks; raises where even that has problems."""
-    row = run_round(subject, None, seed=0, reference={})
+    row = run_round(subject, part, None, seed=0, reference={})
     if row["problems"]:
         raise RuntimeError(f"the undisturbed run had problems: {row['problems']}")
     return {end["kind"]: end["digests"] for end in row["jobs"]}, row["seconds"]
 
 
-def run_round(subject: Subject, fault: str | None, *, seed: int, reference: Digests) -> dict[str, Any]:
+def run_round(subject: Subject, part: str, fault: str | None, *, seed: int, reference: Digests) -> dict[str, Any]:
     """Run one round; the row that is kept of it.
 
-    Keys: `hit` says whether the fault struck while the user worked, `injection` what it did, `jobs` what every
+    Args:
+        part: of `fault_work.PARTS`: what the user does.
+        fault: of FAULTS, or None for an undisturbed run.
+
+    Its keys: `hit` says whether the fault struck while the user worked, `injection` what it did, `jobs` what every
     accepted job came to, `lost` how many came to neither the reference's digests nor a typed error, `problems`
     whatever else must not be.
     """
@@ -45,7 +49,8 @@ def run_round(subject: Subject, fault: str | None, *, seed: int, reference: Dige
         clock, environment = make_clock(folder) if fault == "clock_jumped" else (None, {})
         server = ServerProcess(folder=folder, data=data, options=("--threads", "1"), environment=environment)
         server.start()
-        work, injection = _disturbed(server, subject, fault, random.Random(seed), clock)
+        stack.callback(server.stop)  # once more does no harm; a disk is not unmounted below a server
+        work, injection = _disturbed(server, subject, part, fault, generator=random.Random(seed), clock=clock)
         problems = [*work.problems, *left_behind(server, subject.parcel.sha256)]
     lost = [end for end in work.ends if not _well_ended(end, reference)]
     problems += [f"{end.kind} ended {end.state} {end.code} with {_differing(end, reference)}" for end in lost]
@@ -71,17 +76,25 @@ def _data_folder(folder: Path, *, small: bool) -> Iterator[Path]:
 
 
 def _disturbed(
-    server: ServerProcess, subject: Subject, fault: str | None, generator: random.Random, clock: Path | None
+    server: ServerProcess,
+    subject: Subject,
+    part: str,
+    fault: str | None,
+    *,
+    generator: random.Random,
+    clock: Path | None,
 ) -> tuple[Work, dict[str, Any] | None]:
     """The user's work, done or given up, and what the fault did to it."""
     over = threading.Event()
     with CuttingProxy(server.folder / "p", server.socket) as proxy:
-        work = Work(address=proxy.address, subject=subject, folder=server.folder / "fetched", over=over)
+        fetched = server.folder / "fetched"
+        work = Work(address=proxy.address, subject=subject, folder=fetched, over=over, part=part)
         thread = threading.Thread(target=work.run, name="work", daemon=True)
         thread.start()
         injection = None
         if fault is not None:
-            scene = Scene(server=server, proxy=proxy, random=generator, done=work.done, clock=clock)
+            moments = ("upload", "ingest", *PARTS[part])
+            scene = Scene(server=server, proxy=proxy, random=generator, done=work.done, moments=moments, clock=clock)
             injection = FAULTS[fault](scene)
         over.set()
         thread.join(WORK_SECONDS)

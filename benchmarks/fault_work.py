@@ -1,6 +1,7 @@
 """What a user does while a fault happens: brings a file, makes a pool, inspects, compresses, fetches, and again.
 
-A refused call is made again, a failed job is sent again; what each accepted job came to is noted.
+Or, where torch takes too long, only looks at the pool in place of the compression. A refused call is made again, a
+failed job is sent again; what each accepted job came to is noted.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+from pu_engine.pipeline import KINDS
 from punnet.aio import FINAL_STATES, AsyncClient, state_name
 from punnet.blobs import download, upload_missing
 from punnet.errors import TABLE, IntegrityError, PunnetError, make_error
@@ -22,8 +24,15 @@ from punnet.transfer import Blob, blob_of
 from punnet.v1 import job_pb2
 from tests.conftest import SmallJob, make_small_job
 
+P = ParamSpec("P")
 T = TypeVar("T")
+Submit = Callable[[str], Awaitable[job_pb2.Job]]  # by request id
 
+# What the user does with the pool, and the stages that run for it.
+PARTS: Mapping[str, tuple[str, ...]] = {
+    "compression": tuple(stage.name for stage in KINDS["compress"]),
+    "pool": tuple(stage.name for kind in ("verify_pool", "describe_pool") for stage in KINDS[kind]),
+}
 PARCEL_BYTES = 64 << 20
 POOL_IMAGES = 1200
 POOL = "stripes"
@@ -76,6 +85,7 @@ class Work:
     subject: Subject
     folder: Path  # where artifacts go
     over: threading.Event
+    part: str  # of PARTS
     ends: list[JobEnd] = field(default_factory=list)
     accepted: list[str] = field(default_factory=list)
     refusals: Counter[str] = field(default_factory=Counter)  # codes of what was tried again
@@ -96,50 +106,56 @@ class Work:
     async def _do(self) -> None:
         async with AsyncClient(self.address) as client:
             parcel = self.subject.parcel
-            await self._call(lambda: upload_missing(client.connection, [parcel]))
+            await self._call(upload_missing, client.connection, [parcel])
             await self._make_pool(client, "ingest")
             for turn in ("first", "again"):  # the second reuses what the first has left, and needs its slots
-                await self._inspect_and_compress(client, turn)
+                await (self._compress if self.part == "compression" else self._look)(client, turn)
                 if turn == "first":
                     await asyncio.to_thread(self.over.wait, OVER_SECONDS)
             artifact = job_pb2.Artifact(path="parcel", sha256=parcel.sha256, size=parcel.size)
-            await self._call(lambda: download(client.connection, [artifact], self.folder))
+            await self._call(download, client.connection, [artifact], self.folder)
 
     async def _make_pool(self, client: AsyncClient, what: str) -> None:
         tar = self.subject.job.pool_tar
         await self._finish(client, what, lambda name: client.create_pool(POOL, [tar], request_id=name))
 
-    async def _inspect_and_compress(self, client: AsyncClient, turn: str) -> None:
+    async def _look(self, client: AsyncClient, turn: str) -> None:
+        await self._finish(client, f"verify {turn}", lambda name: client.verify_pool(POOL, request_id=name))
+        await self._fetch(client, f"describe {turn}", lambda name: client.describe_pool(POOL, request_id=name))
+
+    async def _compress(self, client: AsyncClient, turn: str) -> None:
         job = self.subject.job
         await self._finish(
             client, f"inspect {turn}", lambda name: client.inspect(job.teacher, job.images, request_id=name)
         )
+        await self._fetch(
+            client,
+            f"compress {turn}",
+            lambda name: client.compress(job.teacher, job.images, POOL, request_id=name, **SETTINGS),
+        )
+
+    async def _fetch(self, client: AsyncClient, what: str, submit: Submit) -> None:
+        """Finish a job and download what it made; the same job sent again makes a damaged artifact anew."""
         tries = 0
         while True:
             tries += 1
-            done = await self._finish(
-                client,
-                f"compress {turn} {tries}",
-                lambda name: client.compress(job.teacher, job.images, POOL, request_id=name, **SETTINGS),
-            )
+            done = await self._finish(client, f"{what} {tries}", submit)
             try:
-                await self._call(lambda made=done: client.download(made.id, self.folder / made.id))
+                await self._call(client.download, done.id, self.folder / done.id)
                 return
-            except IntegrityError as error:  # a stored artifact is damaged: the same job sent again makes it anew
+            except IntegrityError as error:
                 self.refusals[f"download {error.code}"] += 1
                 if tries > RECOVERY_TRIES:
                     raise
 
-    async def _finish(
-        self, client: AsyncClient, what: str, submit: Callable[[str], Awaitable[job_pb2.Job]]
-    ) -> job_pb2.Job:
+    async def _finish(self, client: AsyncClient, what: str, submit: Submit) -> job_pb2.Job:
         """Send a job until one succeeds; raises the error of the last that may fail."""
         tries = recoveries = 0
         while True:
             tries += 1
             recoveries += self.over.is_set()
             name = f"{what} {tries}".replace(" ", "-")
-            accepted = await self._call(lambda sent=name: submit(sent))
+            accepted = await self._call(submit, name)
             self.accepted.append(accepted.id)
             job = await self._end(client, accepted.id)
             self.ends.append(_end_of(what.partition(" ")[0], job))
@@ -149,7 +165,7 @@ class Work:
                 raise make_error(job.error.reason, f"{what} still fails after the fault: {job.error.message}")
             await asyncio.to_thread(self.over.wait, OVER_SECONDS)
             if job.error.reason in DAMAGED_POOL:  # a user's remedy, as the error says
-                await self._call(lambda: client.delete_pool(POOL))
+                await self._call(client.delete_pool, POOL)
                 await self._make_pool(client, f"ingest for {name}")
 
     async def _end(self, client: AsyncClient, job_id: str) -> job_pb2.Job:
@@ -159,19 +175,19 @@ class Work:
             try:
                 return await client.wait(job_id)
             except PunnetError as error:
-                job = await self._call(lambda: client.job(job_id))
+                job = await self._call(client.job, job_id)
                 if job.state in FINAL_STATES:
                     return job
                 self.refusals[f"watch {error.code}"] += 1
                 if time.monotonic() > end:
                     raise
 
-    async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _call(self, call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Make a call until it is not refused."""
         end = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
-                return await call()
+                return await call(*args, **kwargs)
             except IntegrityError:
                 raise
             except PunnetError as error:

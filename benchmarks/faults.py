@@ -3,10 +3,10 @@
 `python -m benchmarks.faults --rounds 100 --seed 0 --out F.json`
 
 Each round has a fresh server, a user's work (an upload, a pool, an inspection, a compression, its download, and the
-jobs again) and one fault of `benchmarks.fault_injection` at a random moment. It is survived where every accepted job
-SUCCEEDED with the digests of an undisturbed run or FAILED with an error that says why, the same job sent afterwards
-succeeds, and no process, slot, file or damage is left. The file is written after each round, and the same command
-goes on with the rounds that it lacks.
+jobs again; with `--work pool` the pool is only verified and shown, which needs no torch) and one fault of
+`benchmarks.fault_injection` at a random moment. It is survived where every accepted job SUCCEEDED with the digests of
+an undisturbed run or FAILED with an error that says why, the same job sent afterwards succeeds, and no process, slot,
+file or damage is left. The file is written after each round, and the same command goes on with the rounds it lacks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.conditions import conditions
 from benchmarks.fault_injection import FAULTS, unavailable
 from benchmarks.fault_round import calm_digests, run_round
-from benchmarks.fault_work import make_subject
+from benchmarks.fault_work import PARTS, make_subject
 from benchmarks.table import bar, print_bars, print_table, write_json
 
 ROUNDS = 100
@@ -33,29 +33,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", choices=sorted(PARTS), default="compression", help="what the user does")
     parser.add_argument("--only", nargs="+", choices=sorted(FAULTS), help="these faults alone")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
-    result = run_rounds(options.out, rounds=options.rounds, seed=options.seed, only=options.only or tuple(FAULTS))
+    faults = tuple(options.only or FAULTS)
+    result = run_rounds(options.out, rounds=options.rounds, seed=options.seed, part=options.work, only=faults)
     show(result)
     return 0 if all(b["holds"] for b in result["bars"]) else 1
 
 
-def run_rounds(out: Path, *, rounds: int, seed: int, only: Sequence[str] = tuple(FAULTS)) -> dict[str, Any]:
-    """The whole result; raises ValueError where the file holds rounds of another seed or version."""
+def run_rounds(out: Path, *, rounds: int, seed: int, part: str, only: Sequence[str]) -> dict[str, Any]:
+    """The whole result; raises ValueError where the file holds rounds of another seed, work or version."""
     missing = unavailable()
     planned = plan(rounds, seed, [name for name in FAULTS if name in only and name not in missing])
     with tempfile.TemporaryDirectory(prefix="pn-subject-") as scratch:
         subject = make_subject(Path(scratch))
-        kept = _kept(out, seed)
+        kept = _kept(out, seed, part)
         if not kept:
-            reference, seconds = calm_digests(subject)
-            kept = {"conditions": conditions(seed=seed), "reference": reference, "calm_seconds": seconds, "rows": []}
+            reference, seconds = calm_digests(subject, part)
+            where = conditions(seed=seed, work=part)
+            kept = {"conditions": where, "reference": reference, "calm_seconds": seconds, "rows": []}
         done = {row["round"] for row in kept["rows"]}
         for number, fault in enumerate(planned):
             if number in done:
                 continue
-            row = run_round(subject, fault, seed=seed * 1_000_000 + number, reference=kept["reference"])
+            row = run_round(subject, part, fault, seed=seed * 1_000_000 + number, reference=kept["reference"])
             kept["rows"].append({"round": number, **row})
             write_json(out, kept)
             print(
@@ -107,13 +110,13 @@ def show(result: Mapping[str, Any]) -> None:
     print_bars(result["bars"])
 
 
-def _kept(out: Path, seed: int) -> dict[str, Any]:
+def _kept(out: Path, seed: int, part: str) -> dict[str, Any]:
     if not out.exists():
         return {}
     kept: dict[str, Any] = json.loads(out.read_text())
-    before, now = kept["conditions"], conditions(seed=seed)
-    if (before["seed"], before["versions"]) != (seed, now["versions"]):
-        raise ValueError(f"{out} holds rounds of another seed or of other versions: name a new file")
+    before, now = kept["conditions"], conditions()
+    if (before["seed"], before["work"], before["versions"]) != (seed, part, now["versions"]):
+        raise ValueError(f"{out} holds rounds of another seed, other work or other versions: name a new file")
     return {name: kept[name] for name in ("conditions", "reference", "calm_seconds", "rows")}
 
 

@@ -41,6 +41,10 @@ SAMPLE_SECONDS = 1.0
 WARM_SHARE = 0.1  # of the time, after which memory is looked at
 END_SECONDS = 120.0
 SINKS = 3
+FIGURES = (
+    *("calls", "success_share", "unary_p50_ms", "unary_p99_ms", "upload_mib_s", "sink_mib_s", "upload_share"),
+    *("events", "events_lost", "jobs_ended", "rss_start_mib", "rss_end_mib"),
+)
 RAISED = {
     "--calls-a-minute": "60000",
     "--transfers-a-minute": "60000",
@@ -60,9 +64,7 @@ def main() -> int:
     finally:
         shutil.rmtree(folder)
     result = {"conditions": where, **result}
-    names = ("calls", "success_share", "unary_p50_ms", "unary_p99_ms", "upload_mib_s", "sink_mib_s", "upload_share")
-    names += ("events", "events_lost", "jobs_ended", "rss_start_mib", "rss_end_mib")
-    print_table("Load", ["figure", "value"], [[name, f"{result[name]:.4g}"] for name in names])
+    print_table("Load", ["figure", "value"], [[name, f"{result[name]:.4g}"] for name in FIGURES])
     print_bars(result["bars"])
     write_json(options.out, result)
     return 0 if all(b["holds"] for b in result["bars"]) else 1

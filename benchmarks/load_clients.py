@@ -253,7 +253,12 @@ async def _watchers(load: Load) -> dict[str, Any]:
 
 def _uploads(load: Load) -> dict[str, Any]:
     stop = threading.Event()
-    threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+
+    def wait_for_the_end() -> None:
+        sys.stdin.read()
+        stop.set()
+
+    threading.Thread(target=wait_for_the_end, daemon=True).start()
     return Uploads(load).run(stop)
 
 

@@ -1,4 +1,4 @@
-"""Ten rounds of `benchmarks.faults`, one of each fault: nothing that was accepted is lost, and nothing is left behind."""
+"""One round of each fault of `benchmarks.faults`: nothing that was accepted is lost, and nothing is left behind."""
 
 from __future__ import annotations
 

@@ -92,11 +92,11 @@ def checked(version: str, wheel: Path, address: str, tar: Path) -> dict[str, Any
     run(python, "-m", "venv", environment)
     own = environment / "bin" / "python"
     before = size_mib(environment)
-    run(own, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", wheel)
+    run(own, "-m", "pip", "install", "-q", wheel)  # without our pins, which are those of the server: as users do
     weight = size_mib(environment) - before
     run(own, "-m", "pip", "check")
     run(own, "-I", "-c", "import punnet")  # compiles it: the import that is timed is not the first one
-    said = run(own, "-I", SMOKE, address, tar, f"pool-{version}", environment / "fetched")
+    said = run(own, "-I", SMOKE, address, tar, f"python-{version.replace('.', '-')}", environment / "fetched")
     run(environment / "bin" / "punnet", "jobs", "--server", address, "--json")
     row: dict[str, Any] = json.loads(said)
     return {**row, "installed_mib": round(weight, 1)}
