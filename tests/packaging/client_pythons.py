@@ -59,7 +59,7 @@ def interpreter(version: str) -> Path | None:
     found = sorted(pyenv.glob(f"{version}.*/bin/python"), key=lambda path: [*map(int, re.findall(r"\d+", str(path)))])
     on_path = shutil.which(f"python{version}")
     for candidate in [*reversed(found), *([Path(on_path)] if on_path else [])]:
-        asked = [candidate, "-I", "-c", "import sys, venv, ensurepip; print('%d.%d' % sys.version_info[:2])"]
+        asked = [str(candidate), "-I", "-c", "import sys, venv, ensurepip; print('%d.%d' % sys.version_info[:2])"]
         done = subprocess.run(asked, capture_output=True, text=True, check=False)  # a shim of pyenv may stand for none
         if done.stdout.strip() == version:
             return candidate
