@@ -10,7 +10,7 @@ PROTOS := $(wildcard proto/punnet/v1/*.proto)
 COUNT ?= 100000
 CALLS ?= 10000
 
-.PHONY: setup demo test test-slow test-frameworks fuzz fuzz-rpc lint proto proto-check bench clean
+.PHONY: setup demo test test-slow test-client test-frameworks fuzz fuzz-rpc lint proto proto-check bench clean
 
 setup: $(STAMP)
 
@@ -29,6 +29,10 @@ test: $(STAMP) node_modules/.installed
 
 test-slow: $(STAMP) node_modules/.installed
 	$(BIN)/python -m pytest -q -m slow
+
+# Pythons 3.10 to 3.14 as far as the machine has them; needs nothing of the engine on them.
+test-client: $(STAMP)
+	$(BIN)/python -m tests.packaging.client_pythons
 
 fuzz: $(STAMP)
 	$(BIN)/python -m tests.hostile.fuzz --count $(COUNT)

@@ -21,7 +21,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -34,6 +34,8 @@ import google_crc32c
 import grpc
 from PIL import Image
 
+from benchmarks.server_process import ServerProcess, resident_mib
+from benchmarks.wire import MIB, numbered_file, time_sink, upload_messages
 from punnet.connection import OPTIONS
 from punnet.large_buffers import keep_large_buffers
 from punnet.transfer import CHUNK_BYTES
@@ -47,14 +49,12 @@ from punnet.v1 import (
     pool_pb2_grpc,
 )
 
-MIB = 1 << 20
 SEED = 20261122
 WATCHERS = 200
 CALLS_PER_SECOND = 100
 CALL_SECONDS = 10.0
 POOL_IMAGES, IMAGE_SIDE = 6000, 1024  # their ingest must outlast the calls
 FINAL_STATES = (job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED)
-START_SECONDS = 30.0
 BARS = (
     ("upload_share", 0.45, "least"),
     ("download_share", 0.6, "least"),
@@ -72,54 +72,6 @@ class Pair:
     sink: float
     upload: float
     download: float
-
-
-def start_server(folder: Path) -> tuple[subprocess.Popen[bytes], float]:
-    """A server on a socket in `folder`, and the seconds until it was ready."""
-    started = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-m", "server", "--data", str(folder / "data"), "--socket", str(folder / "s")]
-    )
-    while not (folder / "data" / "server.json").exists():
-        if process.poll() is not None or time.monotonic() - started > START_SECONDS:
-            raise RuntimeError("the server did not start")
-        time.sleep(0.01)
-    return process, time.monotonic() - started
-
-
-def file_chunks(path: Path) -> Iterator[bytes]:
-    """A file in chunks as the wire carries them."""
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(CHUNK_BYTES):
-            yield chunk
-
-
-def time_sink(source: Path, target: Path) -> float:
-    """Seconds to store the file without a server."""
-    started = time.monotonic()
-    known = hashlib.sha256()
-    with target.open("wb", buffering=0) as file:
-        for chunk in file_chunks(source):
-            google_crc32c.value(chunk)
-            known.update(chunk)
-            file.write(chunk)
-        os.fsync(file.fileno())
-    seconds = time.monotonic() - started
-    target.unlink()
-    return seconds
-
-
-def upload_messages(source: Path, sha256: str) -> Iterator[blob_pb2.UploadBlobRequest]:
-    """The messages of an upload; the digest is known before, as a client's own pass over the file is no transport."""
-    size = source.stat().st_size
-    offset = 0
-    for chunk in file_chunks(source):
-        digest = blob_pb2.BlobDigest(sha256=sha256, size=size) if offset == 0 else None
-        end = offset + len(chunk)
-        yield blob_pb2.UploadBlobRequest(
-            digest=digest, offset=offset, data=chunk, crc32c=google_crc32c.value(chunk), finish=end == size
-        )
-        offset = end
 
 
 def time_upload(stub: blob_pb2_grpc.BlobServiceStub, source: Path, sha256: str) -> float:
@@ -176,12 +128,7 @@ def run_pairs(folder: Path, channel: grpc.Channel, mib: int, pairs: int) -> list
     source, target = folder / "source", folder / "target"
     rows = []
     for index in range(pairs):
-        block = random.Random(SEED + index).randbytes(MIB)
-        with source.open("wb") as file:
-            for position in range(mib):
-                file.write(position.to_bytes(8, "big") + block[8:])
-        with source.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = numbered_file(source, mib, SEED + index)
         steps = {
             "sink": partial(time_sink, source, target),
             "upload": partial(time_upload, stub, source, sha256),
@@ -318,12 +265,6 @@ def run_latency(address: str) -> tuple[list[float], int]:
     return milliseconds, int(output)
 
 
-def peak_rss_mib(pid: int) -> float:
-    """Peak resident memory of a process."""
-    line = next(x for x in Path(f"/proc/{pid}/status").read_text().splitlines() if x.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
-
-
 def report(rows: list[Pair], milliseconds: list[float], *, lost: int, rss: float, startup: float) -> dict[str, Any]:
     """The figures, and which bars they hold."""
     figures = {
@@ -380,15 +321,15 @@ def main() -> int:
     keep_large_buffers()  # as the command line does
     folder = Path(tempfile.mkdtemp(prefix="pn-", dir="/tmp"))
     state = conditions(options.mib, options.pairs)
-    process, startup = start_server(folder)
+    server = ServerProcess(folder=folder, data=folder / "data")
+    startup = server.start()
     try:
-        with grpc.insecure_channel(f"unix:{folder / 's'}", options=OPTIONS) as channel:
+        with grpc.insecure_channel(server.address, options=OPTIONS) as channel:
             rows = run_pairs(folder, channel, options.mib, options.pairs)
-        milliseconds, lost = run_latency(f"unix:{folder / 's'}")
-        rss = peak_rss_mib(process.pid)
+        milliseconds, lost = run_latency(server.address)
+        rss = resident_mib(server.pid, "VmHWM")
     finally:
-        process.terminate()
-        process.wait()
+        server.stop()
         shutil.rmtree(folder)
     figures = report(rows, milliseconds, lost=lost, rss=rss, startup=startup)
     for bar in figures["bars"]:

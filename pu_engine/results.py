@@ -75,13 +75,20 @@ def files_below(folder: Path) -> list[Path]:
 def build_manifest(folder: Path, result: Any, extra: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest of a finished folder: files, result, and a digest over what of both is reproducible.
 
-    The result counts: later stages read from it what no file holds, for instance the preprocessing.
+    The result counts: later stages read from it what no file holds, for instance the preprocessing. The `seal` is over
+    all of it.
     """
     files = [_file_row(folder, r) for r in files_below(folder)]
     stable = [[row["path"], row["sha256"]] for row in files if row["reproducible"]]
     result_sha256 = hashlib.sha256(canonical_json(result, measured=False).encode()).hexdigest()
     digest = hashlib.sha256(canonical_json([stable, result_sha256]).encode()).hexdigest()
-    return {"files": files, "digest": digest, "result": to_json(result), "result_sha256": result_sha256, **extra}
+    rows = {"files": files, "digest": digest, "result": to_json(result), "result_sha256": result_sha256, **extra}
+    return {**rows, "seal": seal(rows)}
+
+
+def seal(rows: Mapping[str, Any]) -> str:
+    """Sha256 of the manifest's own content: a bit of the result that flips on the disk is found by it."""
+    return hashlib.sha256(json.dumps(rows, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _file_row(folder: Path, relative: Path) -> dict[str, Any]:

@@ -7,8 +7,10 @@ Reads `WORKDIR/inputs.json`, writes only below `WORKDIR/out.partial`, and ends w
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
+import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -21,6 +23,8 @@ from pu_engine.progress import LineProgress, Progress, SilentProgress
 from pu_engine.results import write_atomic
 
 EXIT_FAILED = 1
+FULL = (errno.ENOSPC, errno.EDQUOT)
+LEAST_FREE_BYTES = 1 << 20  # below, libraries that hide the system's error have failed for want of space
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,13 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
         inputs = json.loads((options.workdir / "inputs.json").read_text())
         execute(STAGES[options.name], options.workdir, inputs, progress)
     except Exception as error:  # the outermost frame of a stage: every failure becomes error.json
-        write_atomic(options.workdir / "error.json", json.dumps(_error_json(error), indent=1).encode())
+        write_atomic(options.workdir / "error.json", json.dumps(_error_json(error, options.workdir), indent=1).encode())
         traceback.print_exc(file=sys.stderr)
         return EXIT_FAILED
     return 0
 
 
-def _error_json(error: Exception) -> dict[str, Any]:
+def _error_json(error: Exception, workdir: Path) -> dict[str, Any]:
     if isinstance(error, EngineError):
         return {"code": error.code, "message": error.message, "remedy": error.remedy, "details": error.details}
     if isinstance(error, MemoryError):
@@ -53,6 +57,20 @@ def _error_json(error: Exception) -> dict[str, Any]:
             "code": "STAGE_MEMORY",
             "message": "The stage ran out of its memory limit.",
             "remedy": "Use a smaller model or image size, or ask the operator to raise the limit.",
+            "details": {},
+        }
+    if (isinstance(error, OSError) and error.errno in FULL) or shutil.disk_usage(workdir).free < LEAST_FREE_BYTES:
+        return {
+            "code": "DISK_FULL",
+            "message": "The data folder's disk is full.",
+            "remedy": "Free space on it, then send the job again: finished stages are kept.",
+            "details": {},
+        }
+    if isinstance(error, OSError) and error.errno == errno.EIO:
+        return {
+            "code": "DISK_FAILED",
+            "message": f"The data folder can't be read or written just now ({os.strerror(errno.EIO)}).",
+            "remedy": "Send the job again; if it stays so, have the operator look at the disk.",
             "details": {},
         }
     return {

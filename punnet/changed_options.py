@@ -8,9 +8,10 @@ from typing import Any, cast
 from punnet.errors import InvalidRequest
 from punnet.options import CompressOptions
 
-# Of the request as a whole, not of how it compresses.
 LOSS = "loss."  # before a part of the loss, whose value is its weight
+# Of the request as a whole, not of how it compresses.
 _NOT_SET = frozenset({"request_id", "validate_only"})
+_SHORTER = {"max_minutes": "minutes"}  # the option's name on the command line -> the keyword
 _READ = {
     "int": int,
     "float": float,
@@ -40,6 +41,7 @@ def changed_options(changes: Sequence[str]) -> CompressOptions:
     for change in changes:
         name, equals, text = change.partition("=")
         name = name.strip().replace("-", "_")
+        name = _SHORTER.get(name, name)
         if equals and name.startswith(LOSS):
             found.setdefault("loss", {})[name.removeprefix(LOSS)] = _read(float, "float", text, change)
             continue

@@ -298,7 +298,8 @@ Effort = Annotated[
     ),
 ]
 Minutes = Annotated[
-    float | None, typer.Option("--minutes", rich_help_panel=_TRAINING, help="As many steps as fit, by a timed one.")
+    float | None,
+    typer.Option("--max-minutes", "--minutes", rich_help_panel=_TRAINING, help="As many steps as fit, by a timed one."),
 ]
 StudentWeights = Annotated[
     Path | None,

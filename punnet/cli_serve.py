@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from punnet import cli_options as o
+from punnet.access import access
 from punnet.cli_output import print_document
 from punnet.errors import ServerUnavailable
 from punnet.private_server import answers, data_folder, missing_packages, recorded_address
@@ -83,7 +84,7 @@ def page(data: o.Data = None, as_json: o.AsJson = False) -> None:
 def health(server: o.Server = None, data: o.Data = None) -> None:
     """Exit with 0 where the server serves, else with 13. Starts none: for containers and probes."""
     address = server or recorded_address(data_folder(data))
-    if address is None or not answers(address):
+    if address is None or not answers(address, access()):
         where = address or str(data_folder(data))
         raise ServerUnavailable(f"No server serves at {where}.", code="UNAVAILABLE", remedy=SERVE_REMEDY)
     typer.echo(f"{address} serves.")

@@ -185,6 +185,7 @@ TABLE: Mapping[str, Row] = {
     "ARTIFACT_CORRUPT": Row(grpc.StatusCode.DATA_LOSS, IntegrityError, 10),
     "QUOTA": Row(_EXHAUSTED, CapacityExhausted, 11),
     "DISK_FULL": Row(_EXHAUSTED, CapacityExhausted, 11),
+    "DISK_FAILED": Row(grpc.StatusCode.UNAVAILABLE, CapacityExhausted, 11),
     "TOKEN_INVALID": Row(grpc.StatusCode.UNAUTHENTICATED, AccessDenied, 14),
     "SCOPE_MISSING": Row(grpc.StatusCode.PERMISSION_DENIED, AccessDenied, 14),
     "TOKEN_IN_PLAINTEXT": Row(_PRECONDITION, AccessDenied, 14),

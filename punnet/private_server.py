@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from punnet.access import TLS_SCHEME
+from punnet.access import TLS_SCHEME, Access
 from punnet.connection import Connection
 from punnet.errors import PunnetError, ServerUnavailable
 
@@ -84,11 +84,11 @@ def recorded_address(data: Path) -> str | None:
         return None
 
 
-def answers(address: str) -> bool:
-    """Whether a healthy server listens there."""
+def answers(address: str, access: Access | None = None) -> bool:
+    """Whether a healthy server listens there; `access` has what its TLS asks for."""
 
     async def probe() -> bool:
-        connection = Connection(address)
+        connection = Connection(address, access=access)
         try:
             await connection.check(0.0)
         except PunnetError:

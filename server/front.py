@@ -29,6 +29,7 @@ from server.admission import Admission
 from server.audit import AuditLog, Record
 from server.call_times import CallTimes
 from server.callers import Caller, enter
+from server.disk_space import storage_failure
 from server.meter import Meter
 from server.scopes import is_open
 from server.status import abort, internal
@@ -159,6 +160,9 @@ class Calls(grpc.aio.ServerInterceptor):
         return requests()
 
     async def _refuse(self, context: Context, record: Record, error: Exception) -> None:
+        if (failure := storage_failure(error)) is not None:
+            log.error("the data folder fails", exc_info=error, extra={"method": record.method, "code": failure.code})
+            error = failure
         if isinstance(error, PunnetError):
             record.outcome = error.code
             log.info("refused", extra={"method": record.method, "code": error.code, "details": error.details})

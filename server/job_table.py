@@ -303,14 +303,6 @@ def runs_of(db: sqlite3.Connection, job: JobRow, name: str) -> list[StageRun]:
     return [run for run in _runs(db, job.tenant, job.id) if run.name == name]
 
 
-def key_finished(db: sqlite3.Connection, tenant: str, key: str) -> bool:
-    """Whether the server itself has checked a finished result with this key."""
-    row = db.execute(
-        "SELECT 1 FROM stage_run WHERE tenant=? AND key=? AND state IN ('SUCCEEDED', 'REUSED')", (tenant, key)
-    ).fetchone()
-    return row is not None
-
-
 def finished_keys(db: sqlite3.Connection, tenant: str, name: str, limit: int) -> list[str]:
     """Keys of a stage's results that the server has checked, the newest first."""
     rows = db.execute(

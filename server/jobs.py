@@ -8,7 +8,6 @@ again by `recover` and goes on with the stages that are not finished.
 from __future__ import annotations
 
 import asyncio
-import errno
 import hashlib
 import json
 import logging
@@ -18,11 +17,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pu_engine.pipeline import KINDS, stage_inputs
+from pu_engine.pipeline import KINDS, Stage, stage_inputs
 from punnet.errors import PunnetError, make_error
 from server import job_table, pool_table, publishing
 from server.blobs import BlobStore
 from server.collection import Removal, remove_file
+from server.disk_space import storage_failure
 from server.folders import DataFolder, remove_tree
 from server.job_spec import digests_of, located, readable_paths
 from server.job_table import BUILD_KIND, FINAL, ArtifactRow, Event, JobRow, NewJob
@@ -33,6 +33,7 @@ from server.removal import remove_unpinned_blobs, sweep_job_folders, sweep_pools
 from server.stage_execution import Finished, JobContext, StageExecution, StageFailed, StageStopped
 from server.storage_quota import StorageQuota
 from server.store import Store
+from server.stored_damage import check_stored
 from server.uninterrupted import all_ended, uninterrupted
 from server.watch import Watch
 
@@ -228,10 +229,10 @@ class JobEngine:
     async def _sweep_pools(self) -> None:
         """Remove folders of pools that were deleted, and earlier versions of pools that no job reads any more."""
         async with self._publishing:
-            needed = await self._store.read(pool_table.versions_needed)
             try:
+                needed = await self._store.read(pool_table.versions_needed)
                 swept = await asyncio.to_thread(sweep_pools, self._data, needed)
-            except OSError:  # the next sweep tries again
+            except (OSError, sqlite3.Error):  # the next sweep tries again
                 log.exception("a pool's folder can't be removed")
                 return
         if swept:
@@ -316,6 +317,9 @@ class JobEngine:
                     return []
                 await asyncio.sleep(RETRY_SECONDS)
 
+    async def _check_stored(self, job: JobRow, used: Sequence[tuple[Stage, Finished]]) -> None:
+        await check_stored(self._data, self._blobs, (job.tenant, job.id), used)
+
     async def _run_stages(self, context: JobContext) -> Sequence[ArtifactRow]:
         job = context.job
         if job.kind == "ingest" and (made := await publishing.republish(self._store, self._data, job)):
@@ -323,7 +327,7 @@ class JobEngine:
         owner = job.spec.get("pool", {}).get("owner", job.tenant)
         spec = located(job.spec, self._data.job(job.tenant, job.id), self._data.pools(owner))
         folders: dict[str, dict[str, str]] = {}
-        finished: Finished | None = None
+        used: list[tuple[Stage, Finished]] = []
         for stage in KINDS[job.kind]:
             inputs = stage_inputs(stage, spec, folders) | {"threads": self._slots.threads}
             read = readable_paths(inputs, self._data.job(job.tenant, job.id))
@@ -331,10 +335,11 @@ class JobEngine:
                 finished = await self._execution.finish(context, stage, inputs, read)
             except StageFailed as failure:
                 failure.error["stage"] = stage.name
+                await self._check_stored(job, used)  # damage would explain the failure
                 raise
+            used.append((stage, finished))
             folders[stage.name] = {"path": str(finished.folder.resolve()), "sha256": finished.manifest.digest}
-        if finished is None:
-            raise RuntimeError(f"job kind {job.kind} has no stages")
+        await self._check_stored(job, used)
         if job.kind == "ingest":
             async with self._publishing:
                 return await publishing.publish_pool(self._store, self._data, job, finished)
@@ -342,12 +347,12 @@ class JobEngine:
 
 
 def _unexpected(job: JobRow, defect: Exception) -> dict[str, Any]:
-    """The job's error for what no stage said: a full disk, or a defect whose text stays in the log."""
-    full = isinstance(defect, OSError) and defect.errno in (errno.ENOSPC, errno.EDQUOT)
-    full = full or getattr(defect, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-    if full:
-        text, remedy = "The data folder's disk is full.", "Free space on it, then send the job again."
-        return {"code": "DISK_FULL", "message": text, "remedy": remedy, "stage": "", "details": {}}
+    """The job's error for what no stage said: the data folder's disk, or a defect whose text stays in the log."""
+    failure = storage_failure(defect)
+    if failure is not None:
+        log.error("job failed with the data folder", exc_info=defect, extra={"job": job.id})
+        text, remedy = failure.message, "Send the job again once the disk is well: its finished stages are kept."
+        return {"code": failure.code, "message": text, "remedy": remedy, "stage": "", "details": failure.details}
     error_id = secrets.token_hex(8)
     log.error("job failed unexpectedly", exc_info=defect, extra={"error_id": error_id, "job": job.id})
     remedy = f"Report it with the server's log; the error id is {error_id}."

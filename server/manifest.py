@@ -51,11 +51,8 @@ class Manifest:
     warnings: tuple[str, ...] = ()  # what the stage said to the user; a job that reuses it says it again
 
 
-def read_finished(stage: Stage, out: Path, *, hash_files: bool) -> Manifest:
+def read_finished(stage: Stage, out: Path) -> Manifest:
     """The manifest of a finished folder, after its form, its files' sizes and their digests were checked.
-
-    Args:
-        hash_files: false where the server has checked the same folder before.
 
     Raises:
         ProtocolError: anything is not as the stage contract says.
@@ -68,7 +65,7 @@ def read_finished(stage: Stage, out: Path, *, hash_files: bool) -> Manifest:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
         raise ProtocolError(f"its manifest can't be read ({type(error).__name__})") from error
     for row in manifest.files:
-        _check_file(out, row, hash_files=hash_files)
+        _check_file(out, row)
     return manifest
 
 
@@ -100,6 +97,8 @@ def _text(value: object) -> str:
 def _parse(stage: Stage, value: Any) -> Manifest:
     if (value["stage"], value["schema"], value["engine"]) != (stage.name, stage.schema, ENGINE_VERSION):
         raise ValueError("another stage's manifest")
+    if value.pop("seal") != _seal(value):
+        raise ValueError("the content is not what its seal says")
     if not isinstance(value["result"], dict):
         raise TypeError("the result is not an object")
     files = tuple(_file_row(row) for row in value["files"])
@@ -123,6 +122,11 @@ def _parse(stage: Stage, value: Any) -> Manifest:
     )
 
 
+def _seal(value: Any) -> str:
+    """As `pu_engine.results.seal`, which the server does not import."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def _file_row(row: Any) -> FileRow:
     path, sha256, size, reproducible = row["path"], row["sha256"], row["size"], row["reproducible"]
     pure = PurePosixPath(holdable(path))
@@ -135,7 +139,7 @@ def _file_row(row: Any) -> FileRow:
     return FileRow(path=path, sha256=sha256, size=size, reproducible=reproducible)
 
 
-def _check_file(out: Path, row: FileRow, *, hash_files: bool) -> None:
+def _check_file(out: Path, row: FileRow) -> None:
     path = out / row.path
     if path.resolve() != out.resolve() / row.path:
         raise ProtocolError("its manifest lists a link")
@@ -145,7 +149,7 @@ def _check_file(out: Path, row: FileRow, *, hash_files: bool) -> None:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_size != row.size:
                 raise ProtocolError("a file differs in size from its manifest")
-            if hash_files and hashlib.file_digest(file, "sha256").hexdigest() != row.sha256:
+            if hashlib.file_digest(file, "sha256").hexdigest() != row.sha256:
                 raise ProtocolError("a file differs from its manifest")
     except OSError as error:
         raise ProtocolError("a file of its manifest is missing") from error

@@ -38,7 +38,7 @@ async def publish_pool(store: Store, data: DataFolder, job: JobRow, finished: Fi
         await asyncio.to_thread(_link_missing, earlier, finished.folder)
     # A folder of that name is nobody's: the same bytes from a job that failed before its last note.
     await asyncio.to_thread(remove_tree, target)
-    await store.write(pool_table.put_pool, row)
+    await store.write_patiently(pool_table.put_pool, row)
     await asyncio.to_thread(_move, finished.folder, target)
     return await _announce(store, data, row)
 
@@ -52,7 +52,7 @@ async def republish(store: Store, data: DataFolder, job: JobRow) -> Sequence[Art
 
 
 async def _announce(store: Store, data: DataFolder, row: PoolRow) -> Sequence[ArtifactRow]:
-    await store.write(pool_table.mark_ready, row)
+    await store.write_patiently(pool_table.mark_ready, row)
     folder = data.pool(row.tenant, row.name, row.sha256)
     size = (folder / POOL_FILE).stat().st_size
     return (ArtifactRow(path=POOL_FILE, sha256=row.sha256, size=size, reproducible=True, folder=data.relative(folder)),)

@@ -25,7 +25,6 @@ from server.job_table import (
     StageRun,
     add_warning,
     finished_keys,
-    key_finished,
     key_used,
     put_run,
     result_needed,
@@ -42,6 +41,7 @@ log = logging.getLogger(__name__)
 
 KEPT_RESULTS = 16  # earlier results of a stage that a new run may take parts of
 OUT_OF_MEMORY_MARKS = ("bad_alloc", "Cannot allocate memory", "MemoryError", "DefaultCPUAllocator")
+FULL_DISK_MARKS = ("No space left on device", "Disk quota exceeded")
 REPORT_REMEDY = "Send the job again; if it fails again, report it with the server's log."
 MEMORY_REMEDY = "Use a smaller model, image size or batch, or ask the operator to raise the limit."
 
@@ -147,9 +147,8 @@ class StageExecution:
         if not (out / MANIFEST).is_file():
             return None
         job = context.job
-        checked = await self._store.read(key_finished, job.tenant, key)
-        try:
-            manifest = await asyncio.to_thread(read_finished, stage, out, hash_files=not checked)
+        try:  # every byte again, though the server has checked them once: a disk can change them since
+            manifest = await asyncio.to_thread(read_finished, stage, out)
         except ProtocolError as error:
             log.warning("a finished stage is not as it was; it runs again", extra={"key": key, "why": str(error)})
             await asyncio.to_thread(remove_tree, out)
@@ -213,7 +212,7 @@ class StageExecution:
         await self._note(job, run)
 
         async def on_start(pid: int, started: int) -> None:
-            await self._store.write(set_process, job, run, pid, started)
+            await self._store.write_patiently(set_process, job, run, pid, started)
 
         async def on_progress(progress: StageProgress) -> None:
             if progress.warning:
@@ -243,11 +242,11 @@ class StageExecution:
         return [folder for folder in folders if (folder / MANIFEST).is_file()]
 
     async def _warn(self, job: JobRow, stage: Stage, text: str) -> None:
-        events = await self._store.write(add_warning, job, stage.name, text)
+        events = await self._store.write_patiently(add_warning, job, stage.name, text)
         await self._watch.publish((job.tenant, job.id), events)
 
     async def _note(self, job: JobRow, run: StageRun) -> None:
-        events = await self._store.write(put_run, job, run)
+        events = await self._store.write_patiently(put_run, job, run)
         facts = {"state": run.state, "attempt": run.attempt, "seconds": run.seconds}
         log.info("stage", extra={**facts, "key": run.key, "peak_memory_bytes": run.peak_memory_bytes})
         await self._watch.publish((job.tenant, job.id), events)
@@ -265,7 +264,7 @@ def judge(stage: Stage, workdir: Path, outcome: StageOutcome) -> Manifest:
         if outcome.violation:
             raise ProtocolError(f"it sent {outcome.violation}")
         if outcome.returncode == 0:
-            return read_finished(stage, workdir / "out", hash_files=True)
+            return read_finished(stage, workdir / "out")
         error = read_error(workdir)
     except ProtocolError as violation:
         remove_tree(workdir / "out")
@@ -303,6 +302,9 @@ def _crash(stage: Stage, outcome: StageOutcome) -> StageFailed:
     killed = outcome.returncode < 0 and number == signal.SIGKILL  # we did not: it is the kernel's out-of-memory killer
     memory = killed or any(mark in outcome.stderr_tail for mark in OUT_OF_MEMORY_MARKS)
     log.error("stage died", extra={"stage": stage.name, "status": outcome.returncode, "tail": outcome.stderr_tail})
+    if any(mark in outcome.stderr_tail for mark in FULL_DISK_MARKS):  # it had no place for its own account
+        message = f"Stage {stage.name} found the data folder's disk full."
+        return StageFailed("DISK_FULL", message, "Free space on it, then send the job again.", {"stage": stage.name})
     how = f"signal {signal.Signals(number).name}" if outcome.returncode < 0 else f"exit status {outcome.returncode}"
     whose = "MODEL" if stage.name == INTAKE.name else "STAGE"
     if memory:

@@ -7,6 +7,7 @@ tables stands in `job_table`, `build_table` and `pool_table`, the tables themsel
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 import time
 from collections.abc import Callable
@@ -14,9 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
+from server.disk_space import storage_failure
 from server.schema import bring_up_to_date
 
+log = logging.getLogger(__name__)
+
 BUSY_MILLISECONDS = 5000
+PATIENCE_SECONDS = 20.0  # with the wait for a lock well below the 30 s that an init system gives a server to stop
+RETRY_SECONDS = 1.0
 LOCAL_TENANT = "local"  # a private server has one
 
 P = ParamSpec("P")
@@ -48,6 +54,20 @@ class Store:
         # Cancelling the caller would cancel a transaction that still waits for the thread, and never one that runs:
         # whoever must also announce the change wraps both in `uninterrupted`.
         return await asyncio.shield(call)
+
+    async def write_patiently(
+        self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As `write`, but tried again for PATIENCE_SECONDS while the disk fails: hours of work hang on it."""
+        end = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                return await self.write(function, *args, **kwargs)
+            except sqlite3.Error as error:
+                if storage_failure(error) is None or time.monotonic() > end:
+                    raise
+                log.warning("a change can't be written; it is tried again", extra={"why": str(error)})
+            await asyncio.sleep(RETRY_SECONDS)
 
     async def read(
         self, function: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs

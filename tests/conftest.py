@@ -40,20 +40,23 @@ class SmallJob:
 @pytest.fixture(scope="session")
 def small_job(tmp_path_factory: pytest.TempPathFactory) -> SmallJob:
     """A whole job's input, small enough for seconds and real enough for every stage."""
-    folder = tmp_path_factory.mktemp("small-job")
+    return make_small_job(tmp_path_factory.mktemp("small-job"), pool_images=6000)
+
+
+def make_small_job(folder: Path, *, pool_images: int) -> SmallJob:
+    """Write teacher, labelled images and pool tar of a small job; the same number gives the same bytes."""
     generator = np.random.default_rng(7)
     write_teacher(folder / "teacher.onnx", generator)
     for index, name in enumerate(CLASSES):
         (folder / "images" / name).mkdir(parents=True)
         for i, image in enumerate(striped_images(np.full(20, index), generator)):
             (folder / "images" / name / f"{i:02d}.png").write_bytes(png(image))
-    pool = striped_images(generator.integers(0, len(CLASSES), 6000), generator)
-    write_tar(folder / "pool.tar", pool)
+    write_tar(folder / "pool.tar", striped_images(generator.integers(0, len(CLASSES), pool_images), generator))
     return SmallJob(
         teacher=folder / "teacher.onnx",
         images=folder / "images",
         pool_tar=folder / "pool.tar",
-        pool_images=len(pool),
+        pool_images=pool_images,
     )
 
 

@@ -13,6 +13,7 @@ HONEST = """
     import hashlib, json, os, sys
     from pathlib import Path
     from pu_engine.pipeline import ENGINE_VERSION, INTAKE
+    from pu_engine.results import seal
     out = Path("out")
     out.mkdir()
     (out / "file").write_bytes(b"content")
@@ -26,7 +27,7 @@ HONEST = """
         stable = [[r["path"], r["sha256"]] for r in manifest["files"] if r["reproducible"]]
         text = json.dumps([stable, manifest["result_sha256"]], separators=(",", ":"))
         manifest["digest"] = hashlib.sha256(text.encode()).hexdigest()
-        (out / "manifest.json").write_text(json.dumps(manifest))
+        (out / "manifest.json").write_text(json.dumps({**manifest, "seal": seal(manifest)}))
     def error(**fields):
         Path("error.json").write_text(json.dumps(fields))
         sys.exit(1)

@@ -7,12 +7,17 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
+from punnet.cli import app
+from punnet.settings import ServerSettings, variable_of
+from server.main import parse_settings
 from tests.packaging import seccomp_profile
 from tests.service.running_server import RunningServer, image_tar
 
@@ -84,6 +89,49 @@ def test_compose_confines_both_services() -> None:
         assert "seccomp=./seccomp.json" in service["security_opt"]
         assert "no-new-privileges:true" in service["security_opt"]
         assert "privileged" not in service
+
+
+def service_of(name: str) -> dict[str, Any]:
+    """The one service that a Compose file over compose.yaml changes."""
+    service: dict[str, Any] = yaml.safe_load((DEPLOY / name).read_text())["services"]["punnet"]
+    return service
+
+
+def test_paths_that_compose_names_are_in_the_tree() -> None:
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+    for service in compose["services"].values():
+        assert (DEPLOY / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
+        profiles = [option.partition("=")[2] for option in service["security_opt"] if option.startswith("seccomp=")]
+        assert [profile for profile in profiles if not (DEPLOY / profile).is_file()] == []
+        assert {volume.partition(":")[0] for volume in service["volumes"]} <= compose["volumes"].keys()
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.tls.yaml"])
+def test_variables_that_compose_sets_are_settings(name: str) -> None:
+    known = {variable_of(field.name) for field in fields(ServerSettings)}
+    assert set(service_of(name)["environment"]) <= known
+
+
+def test_compose_with_tls_serves_a_port_as_the_server_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PUNNET_SOCKET", "/data/punnet.sock")  # as the image sets it
+    service = service_of("compose.tls.yaml")
+    assert service["command"][0] == "serve"
+    listening = parse_settings(["--data", "/data", *service["command"][1:]]).listening
+    assert (listening.address, listening.loopback, listening.require_tokens) == ("0.0.0.0:7860", False, True)
+    mounts = {volume.split(":")[-2] for volume in service["volumes"]}
+    named = [part for part in (*service["command"], *service["healthcheck"]["test"]) if part.endswith((".pem", ".key"))]
+    assert {str(Path(part).parent) for part in named} == mounts == {"/tls"}
+
+
+def test_health_is_asked_by_a_command_that_there_is() -> None:
+    test = service_of("compose.tls.yaml")["healthcheck"]["test"]
+    assert test[:2] == ["CMD", "punnet"]
+    command = typer.main.get_command(app).commands["health"]  # type: ignore[attr-defined]
+    known = {
+        option for parameter in (*command.params, *typer.main.get_command(app).params) for option in parameter.opts
+    }
+    assert {part for part in test if part.startswith("--")} <= known
+    assert "health" in test
 
 
 def test_the_image_runs_as_nobody_in_particular_and_says_how_it_is() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import tarfile
 import venv
 import zipfile
@@ -11,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-BUILD_SECONDS = 600
+from tests.packaging.client_pythons import ROOT, build, run
+
 # What a client must not need: each would take hundreds of megabytes, or a compiler.
 HEAVY = {"numpy", "torch", "onnx", "onnxruntime", "timm", "starlette", "pyarrow", "pillow"}
 IMPORT = "import sys, punnet; sys.exit(bool({'numpy', 'server', 'pu_engine', 'exporters'} & set(sys.modules)))"
@@ -29,23 +28,11 @@ DATA = {
 pytestmark = pytest.mark.slow
 
 
-def run(*command: str | Path) -> str:
-    done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, check=False, timeout=BUILD_SECONDS
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel that was built from the source distribution, and that distribution."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    tracked = run("git", "-C", ROOT, "ls-files", "-z").split("\0")
-    for name in filter(None, tracked):
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).write_bytes((ROOT / name).read_bytes())
-    run(sys.executable, "-m", "build", "--outdir", out, source)
+    out = tmp_path_factory.mktemp("dist")
+    build(out)
     return out
 
 

@@ -109,6 +109,14 @@ def test_command_line_takes_credentials_before_the_command(tls_server: AccountsS
     assert json.loads(done.stdout) == {"jobs": []}
 
 
+def test_health_is_asked_over_tls_without_a_token(tls_server: AccountsServer, pki: Certificates) -> None:
+    asked = ["health", "--server", tls_server.address]
+    trusting = subprocess.run([*COMMAND, "--ca", str(pki.ca), *asked], capture_output=True, text=True, check=False)
+    assert (trusting.returncode, trusting.stderr) == (0, "")
+    doubting = subprocess.run([*COMMAND, *asked], capture_output=True, check=False)
+    assert doubting.returncode == 13
+
+
 def test_command_line_takes_the_token_from_the_environment(tls_server: AccountsServer, pki: Certificates) -> None:
     command = [*COMMAND, "jobs", "--json"]
     variables = {"PUNNET_SERVER": tls_server.address, "PUNNET_CA": str(pki.ca)}

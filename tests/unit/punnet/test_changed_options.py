@@ -20,6 +20,10 @@ def test_values_are_read_by_type_and_the_last_one_counts() -> None:
     }
 
 
+def test_minutes_are_set_under_the_name_of_the_option_too() -> None:
+    assert changed_options(["max-minutes=30"]) == changed_options(["minutes=30"]) == {"minutes": 30.0}
+
+
 def test_every_option_of_a_compression_can_be_set() -> None:
     assert set(CompressOptions.__annotations__) - settable().keys() <= {"request_id", "validate_only", "loss"}
     assert changed_options(["loss.kl=1", "loss.dkd=0.5", "compiled=true"]) == {

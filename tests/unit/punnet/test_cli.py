@@ -66,6 +66,12 @@ def test_compress_offers_every_keyword_of_the_client() -> None:
     assert set(CompressOptions.__annotations__) - offered - set(TRAINING) == {"loss"}
 
 
+@pytest.mark.parametrize("command", ["compress", "plan"])
+def test_minutes_of_training_have_two_names(command: str) -> None:
+    parameters = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+    assert [p.opts for p in parameters if p.name == "minutes"] == [["--max-minutes", "--minutes"]]
+
+
 def test_training_settings_are_read_by_their_kind() -> None:
     settings = ["loss.dkd=1", "loss.kl=0.5", "views=4", "compiled=true", "draws=balanced", "mixup=0.2"]
     assert training(settings) == {

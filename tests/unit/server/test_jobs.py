@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from punnet.errors import PunnetError
 from server import job_table
 from server.blobs import BlobStore
+from server.disk_space import storage_failure
 from server.folders import DataFolder
 from server.jobs import JobEngine, Slots
 from server.quotas import Quotas, unlimited
@@ -24,6 +26,7 @@ from server.stage_execution import StageExecution
 from server.storage_quota import StorageQuota
 from server.store import Store
 from server.watch import Watch
+from tests.service.running_server import image_tar
 
 TENANT = "local"
 
@@ -235,3 +238,44 @@ def test_stage_that_a_job_has_come_to_use_is_not_discarded(tmp_path: Path) -> No
         assert not folder.exists()
 
     on_appliance(tmp_path, test)
+
+
+def test_a_stage_outlives_a_database_that_is_locked_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.store.BUSY_MILLISECONDS", 10)
+    monkeypatch.setattr("server.store.RETRY_SECONDS", 0.05)
+
+    async def test(appliance: Appliance) -> None:
+        (sha256,) = appliance.blobs.put_all(TENANT, [image_tar(2)])
+        job = await appliance.engine.submit(TENANT, "ingest", {"name": "web", "tars": [{"sha256": sha256}]}, "")
+        appliance.engine.start()
+        await appliance.stage_process(job.id)
+        with contextlib.closing(sqlite3.connect(appliance.data.database, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            await holds(
+                lambda: list(appliance.data.root.glob(f"stages/{TENANT}/*/out/manifest.json"))
+            )  # the stage has ended, and can't be noted
+            await asyncio.sleep(0.3)
+            other.execute("ROLLBACK")
+        assert (await appliance.ended(job.id)).state == "SUCCEEDED"
+
+    on_appliance(tmp_path, test)
+
+
+def test_a_call_is_told_that_the_database_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.store.BUSY_MILLISECONDS", 10)
+    data = tmp_path / "data"
+    data.mkdir()
+
+    async def test(appliance: Appliance) -> None:
+        with contextlib.closing(sqlite3.connect(appliance.data.database, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(sqlite3.OperationalError) as refused:
+                await appliance.ingest("web")
+        failure = storage_failure(refused.value)
+        assert failure is not None
+        assert failure.code == "DISK_FAILED"
+        assert appliance.folders() == []
+
+    on_appliance(data, test)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pu_engine.pipeline import ENGINE_VERSION, INGEST
-from pu_engine.results import build_manifest
+from pu_engine.results import build_manifest, seal
 from server.manifest import ERROR_BYTES, ProtocolError, read_error, read_finished
 
 EXTRA = {
@@ -34,8 +34,14 @@ def out(tmp_path: Path) -> Path:
     return folder
 
 
+def write_sealed(out: Path, value: dict[str, Any]) -> None:
+    """Write a manifest whose seal is right, as whoever forges one would."""
+    rows = {name: row for name, row in value.items() if name != "seal"}
+    (out / "manifest.json").write_text(json.dumps({**rows, "seal": seal(rows)}))
+
+
 def test_manifest_of_the_engine_is_believed(out: Path) -> None:
-    manifest = read_finished(INGEST, out, hash_files=True)
+    manifest = read_finished(INGEST, out)
     assert [(f.path, f.size, f.reproducible) for f in manifest.files] == [
         ("pool.json", 2, True),
         ("sub/a.timing.json", 3, False),
@@ -80,29 +86,36 @@ LIES: list[Callable[[Any], object]] = [
 def test_forged_manifest_is_not_believed(out: Path, lie: Callable[[Any], object]) -> None:
     value = json.loads((out / "manifest.json").read_text())
     lie(value)
-    (out / "manifest.json").write_text(json.dumps(value))
+    write_sealed(out, value)
     with pytest.raises(ProtocolError):
-        read_finished(INGEST, out, hash_files=True)
+        read_finished(INGEST, out)
 
 
 @pytest.mark.parametrize("content", [b"", b"null", b"[]", b"{", b"\xff\xfe", b"[" * 100_000])
 def test_manifest_that_is_no_object_is_refused(out: Path, content: bytes) -> None:
     (out / "manifest.json").write_bytes(content)
     with pytest.raises(ProtocolError):
-        read_finished(INGEST, out, hash_files=True)
+        read_finished(INGEST, out)
 
 
 def test_changed_file_is_found_by_its_digest(out: Path) -> None:
     (out / "pool.json").write_text("[]")
     with pytest.raises(ProtocolError, match="differs"):
-        read_finished(INGEST, out, hash_files=True)
-    read_finished(INGEST, out, hash_files=False)
+        read_finished(INGEST, out)
+
+
+def test_changed_figure_of_the_result_is_found_by_the_seal(out: Path) -> None:
+    text = (out / "manifest.json").read_text()
+    assert '"images": 3' in text
+    (out / "manifest.json").write_text(text.replace('"images": 3', '"images": 7'))
+    with pytest.raises(ProtocolError):
+        read_finished(INGEST, out)
 
 
 def test_missing_file_is_found(out: Path) -> None:
     (out / "pool.json").unlink()
     with pytest.raises(ProtocolError, match="missing"):
-        read_finished(INGEST, out, hash_files=False)
+        read_finished(INGEST, out)
 
 
 def test_link_to_a_file_elsewhere_is_not_followed(out: Path, tmp_path: Path) -> None:
@@ -110,20 +123,20 @@ def test_link_to_a_file_elsewhere_is_not_followed(out: Path, tmp_path: Path) -> 
     (out / "pool.json").unlink()
     (out / "pool.json").symlink_to(tmp_path / "secret")
     with pytest.raises(ProtocolError, match="link"):
-        read_finished(INGEST, out, hash_files=True)
+        read_finished(INGEST, out)
 
 
 def test_folder_that_is_a_link_is_not_followed(out: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(out)
     with pytest.raises(ProtocolError, match="folder"):
-        read_finished(INGEST, tmp_path / "link", hash_files=True)
+        read_finished(INGEST, tmp_path / "link")
 
 
 def test_fifo_does_not_block_the_server(out: Path) -> None:
     (out / "pool.json").unlink()
     os.mkfifo(out / "pool.json")
     with pytest.raises(ProtocolError):
-        read_finished(INGEST, out, hash_files=True)
+        read_finished(INGEST, out)
 
 
 def test_error_of_a_stage_is_read(tmp_path: Path) -> None:
@@ -139,8 +152,8 @@ def test_text_that_no_message_can_hold_is_made_readable(tmp_path: Path, out: Pat
     assert read_error(tmp_path) == expected
     value = json.loads((out / "manifest.json").read_text())
     value["result"]["warnings"] = ["image \udcff.png is broken", "ü stays"]
-    (out / "manifest.json").write_text(json.dumps(value))
-    assert read_finished(INGEST, out, hash_files=True).warnings == ("image ?.png is broken", "ü stays")
+    write_sealed(out, value)
+    assert read_finished(INGEST, out).warnings == ("image ?.png is broken", "ü stays")
 
 
 def test_no_error_file_is_no_error(tmp_path: Path) -> None:
