@@ -1,0 +1,53 @@
+"""What a task does on its node; real clusters are in tests/service/test_ray.py."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from pu_engine.pipeline import installed_versions
+from server.runners import ray_task
+from server.runners.port import StageCommand
+from server.runners.ray_task import Board, alone, command_json, command_of, run_stage, stage_task
+
+
+def command(workdir: Path) -> StageCommand:
+    return StageCommand(
+        stage="ingest", workdir=workdir, read=(Path("/r"),), profile="model", wall_seconds=20.0, threads=1, run_id="t"
+    )
+
+
+def test_command_survives_its_way(tmp_path: Path) -> None:
+    assert command_of(command_json(command(tmp_path))) == command(tmp_path)
+
+
+def test_two_tasks_are_never_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_task, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(ray_task, "POLL_SECONDS", 0.01)
+
+    async def work() -> None:
+        async with alone(tmp_path):
+            second = await run_stage(command(tmp_path), 0.2, lambda tick: None)
+        assert "another node" in second["lost"]
+        async with alone(tmp_path):  # free again
+            pass
+
+    asyncio.run(work())
+
+
+def test_node_with_other_packages_runs_nothing(tmp_path: Path) -> None:
+    versions = {**installed_versions(), "numpy": "0.1"}
+    outcome = stage_task(1, command_json(command(tmp_path)), versions, 0.2, None)
+    assert "numpy" in outcome["lost"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_board_keeps_the_newest_tick_of_each_run() -> None:
+    board = Board()
+    for done in (1, 2):
+        board.tell(7, {"done": done})
+    board.tell(8, {"done": 5})
+    assert board.take() == {7: {"done": 2}, 8: {"done": 5}}
+    assert board.take() == {}
