@@ -131,6 +131,7 @@ def parse_settings(arguments: list[str] | None) -> Settings:
     parser.add_argument("--idle-seconds", type=float)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each stage")
     parser.add_argument("--runner", default="local", help="where stages run: local, ray or ray://HOST:PORT")
+    parser.add_argument("--store", help="of stages' inputs and results: s3://BUCKET/PREFIX or file:///FOLDER")
     parser.add_argument("--stage-gpus", type=float, default=0.0, help="of a stage that can use one, on Ray")
     parser.add_argument("--cpu-slots", type=int, default=1, help="short jobs at once: inspecting, planning, ingest")
     add_quotas(parser)
@@ -155,7 +156,11 @@ def parse_settings(arguments: list[str] | None) -> Settings:
         data=options.data.resolve(),
         listening=listening.listening_of(options),
         slots=Slots(threads=options.threads, short=options.cpu_slots),
-        runner=check_choice(RunnerChoice(name=options.runner, threads=options.threads, gpus=options.stage_gpus)),
+        runner=check_choice(
+            RunnerChoice(
+                name=options.runner, threads=options.threads, gpus=options.stage_gpus, store=options.store or None
+            )
+        ),
         quotas=quotas_of(options),
         lease_seconds=options.lease_seconds,
         idle_seconds=options.idle_seconds,

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from punnet.errors import make_error
+from server.object_store import open_store
 from server.processes import kill_marked
 from server.runners.local import LocalRunner
 from server.runners.port import Runner
 from server.runners.ray_link import DriverLink, driver_arguments
-from server.runners.ray_runner import RayRunner
+from server.runners.ray_runner import NamedStore, RayRunner
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class RunnerChoice:
     name: str  # local | ray | ray://HOST:PORT
     threads: int  # of each stage
     gpus: float  # of each stage that uses one
+    store: str | None = None  # by which inputs and results go; None: the nodes see the data folder
 
 
 def check_choice(choice: RunnerChoice) -> RunnerChoice:
@@ -39,6 +41,8 @@ def check_choice(choice: RunnerChoice) -> RunnerChoice:
     known = choice.name in (LOCAL, RAY) or (choice.name.startswith(RAY_SCHEME) and choice.name != RAY_SCHEME)
     if not known:
         raise make_error("REQUEST_INVALID", f"--runner is {choice.name!r}.", "Say local, ray, or ray://HOST:PORT.")
+    if choice.store and choice.name == LOCAL:
+        raise make_error("REQUEST_INVALID", "--store is for a runner on Ray.", "Say --runner ray://HOST:PORT too.")
     if not 0 <= choice.gpus < 1024:
         raise make_error("REQUEST_INVALID", f"--stage-gpus is {choice.gpus:g}.", "Say how many GPUs a stage takes.")
     return choice
@@ -49,12 +53,16 @@ async def opened_runner(choice: RunnerChoice, data: Path, run_id: str) -> AsyncI
     """The runner while the server lives.
 
     Raises:
-        PunnetError: SERVER_START_FAILED where Ray is missing, the cluster can't be reached, or no node of it is large
-            enough for a stage.
+        PunnetError: REQUEST_INVALID; SERVER_START_FAILED where Ray or obstore is missing, the cluster can't be
+            reached, or no node of it is large enough for a stage.
     """
     if choice.name == LOCAL:
         yield LocalRunner()
         return
+    store = None
+    if choice.store:
+        store = NamedStore(url=choice.store, store=open_store(choice.store))
+        await asyncio.to_thread(store.store.remove_below, f"runs/{run_id}")  # what an earlier server left
     left = await asyncio.to_thread(kill_marked, MARK, run_id)
     if left:
         log.warning("Ray processes of an earlier server killed", extra={"pids": left})
@@ -67,7 +75,7 @@ async def opened_runner(choice: RunnerChoice, data: Path, run_id: str) -> AsyncI
     try:
         await link.start()
         _check_size(link, choice)
-        yield RayRunner(link, gpus=choice.gpus)
+        yield RayRunner(link, gpus=choice.gpus, store=store)
     finally:
         await link.close()
 

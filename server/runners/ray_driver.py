@@ -2,9 +2,10 @@
 
 Requests come as JSON lines on standard input, answers go as JSON lines to the standard output that it started with:
 
-    {"run": 1, "command": {...}, "cpus": 2, "gpus": 0, "term_seconds": 10}  ->  {"run": 1, "tick": {...}} *
-                                                                               {"run": 1, "outcome": {...}}
-    {"stop": 1}                                                            ->  its outcome, with `stopped`
+    {"run": 1, "command": {...}, "cpus": 2, "gpus": 0, "term_seconds": 10, "parcel": null}
+        -> {"run": 1, "tick": {...}} any number of times, {"run": 1, "outcome": {...}}
+    {"stop": 1}
+        -> the outcome of run 1, with `stopped`
 
 The first answer is {"ready": {"cpus": ..., "gpus": ...}} of the largest node. It ends with its standard input, and Ray
 ends the tasks that it had.
@@ -76,7 +77,10 @@ class Driver:
         options = {"num_cpus": request["cpus"], "num_gpus": request["gpus"], "scheduling_strategy": "SPREAD"}
         task = self._task.options(**options, max_retries=RETRIES, name=f"punnet {command['stage']}")
         self._term_seconds[run] = request["term_seconds"]
-        self._references[run] = task.remote(run, command, self._versions, request["term_seconds"], self._board)
+        term_seconds, parcel = request["term_seconds"], request["parcel"]
+        self._references[run] = task.remote(
+            run, command, parcel, versions=self._versions, term_seconds=term_seconds, board=self._board
+        )
         try:
             outcome = await self._references[run]
         except TaskCancelledError:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 from pu_engine.pipeline import SCORING
 from punnet.errors import ServerUnavailable
+from server.object_store import ObjectStore
 from server.processes import start_time
 from server.runners.local import TERM_SECONDS
+from server.runners.parcels import Digests, Place, pack, unpack
 from server.runners.port import StageCommand, StageOutcome, StageProgress
 from server.runners.ray_link import DriverLink, DriverLost
 from server.runners.ray_task import command_json
@@ -22,11 +26,23 @@ DRIVERS = 3  # started for one stage; the cluster may come back in between
 DRIVER_PAUSE_SECONDS = 5.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamedStore:
+    """A store with the URL by which the nodes open it."""
+
+    url: str
+    store: ObjectStore
+
+
 class RayRunner:
     """One task a stage, and one a shard where a pool is scored; each starts the confined child of `LocalRunner`."""
 
-    def __init__(self, link: DriverLink, *, gpus: float, term_seconds: float = TERM_SECONDS) -> None:
+    def __init__(
+        self, link: DriverLink, *, gpus: float, store: NamedStore | None = None, term_seconds: float = TERM_SECONDS
+    ) -> None:
         self._link = link
+        self._store = store  # None: the nodes see the data folder
+        self._digests = Digests()
         self._gpus = gpus  # of each stage that uses one
         self.term_seconds = term_seconds
 
@@ -58,18 +74,41 @@ class RayRunner:
             await asyncio.wait({running})
 
     async def _run(self, command: StageCommand, on_progress: OnProgress) -> StageOutcome:
-        if command.stage != SCORING.name:
-            return await self._task(command, on_progress)
-        failure = await run_parts(command, self._task, on_progress)
-        if failure is not None:
-            return failure
-        outcome = await self._task(command, on_progress)
-        if outcome.returncode == 0:
-            await asyncio.to_thread(remove_parts, command.workdir)
+        prefix = f"runs/{command.run_id}/{command.workdir.name}"
+        run_one = partial(self._task, prefix)
+        try:
+            if command.stage != SCORING.name:
+                return await run_one(command, on_progress)
+            failure = await run_parts(command, run_one, on_progress)
+            if failure is not None:
+                return failure
+            outcome = await run_one(command, on_progress)
+            if outcome.returncode == 0:
+                await asyncio.to_thread(remove_parts, command.workdir)
+            return outcome
+        finally:
+            if self._store is not None:
+                await asyncio.to_thread(self._store.store.remove_below, prefix)
+
+    async def _task(self, prefix: str, command: StageCommand, on_progress: OnProgress) -> StageOutcome:
+        """One task to its end, with its inputs sent and its result fetched where there is a store."""
+        if self._store is None:
+            return outcome_of(await self._ended(command, None, on_progress))
+        place = Place(store=self._store.store, prefix=prefix, result=command.workdir.name)
+        listing = await asyncio.to_thread(pack, command, place, self._digests)
+        parcel = {"store": self._store.url, "prefix": prefix, "result": place.result, "listing": listing}
+        answer = await self._ended(command, parcel, on_progress)
+        if "error" in answer:
+            await asyncio.to_thread((command.workdir / "error.json").write_text, answer["error"])
+        outcome = outcome_of(answer)
+        if outcome.returncode == 0 and not outcome.lost:
+            await asyncio.to_thread(unpack, command.workdir, place)
         return outcome
 
-    async def _task(self, command: StageCommand, on_progress: OnProgress) -> StageOutcome:
-        """One task to its end; a driver that is lost is replaced, and the task goes on with what is finished."""
+    async def _ended(
+        self, command: StageCommand, parcel: Mapping[str, str] | None, on_progress: OnProgress
+    ) -> Mapping[str, Any]:
+        """The driver's answer; a driver that is lost is replaced, and the task goes on with what is finished."""
 
         async def on_tick(tick: Mapping[str, Any]) -> None:
             await on_progress(StageProgress(**tick))
@@ -79,6 +118,7 @@ class RayRunner:
             "cpus": command.threads,
             "gpus": self._gpus if command.uses_gpu else 0,
             "term_seconds": self.term_seconds,
+            "parcel": parcel,
         }
         why = ""
         for attempt in range(DRIVERS):
@@ -87,12 +127,18 @@ class RayRunner:
                 await asyncio.sleep(DRIVER_PAUSE_SECONDS)
             try:
                 await self._link.start()
-                answer = dict(await self._link.call(request, on_tick))
+                answer = await self._link.call(request, on_tick)
             except (DriverLost, ServerUnavailable) as error:
                 why = str(error)
                 continue
-            for text in answer.pop("warnings", ()):
+            for text in answer.get("warnings", ()):
                 await on_progress(StageProgress(warning=text))
-            log.info("task ended", extra={"stage": command.stage, "node": answer.pop("node", "")})
-            return StageOutcome(**answer)
-        return StageOutcome(returncode=0, seconds=0.0, lost=f"after {DRIVERS} tries: {why}")
+            log.info("task ended", extra={"part": command.workdir.name, "node": answer.get("node", "")})
+            return answer
+        return {"returncode": 0, "seconds": 0.0, "lost": f"after {DRIVERS} tries: {why}"}
+
+
+def outcome_of(answer: Mapping[str, Any]) -> StageOutcome:
+    """The outcome in the driver's answer."""
+    names = {field.name for field in fields(StageOutcome)}
+    return StageOutcome(**{name: value for name, value in answer.items() if name in names})

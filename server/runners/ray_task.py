@@ -10,19 +10,26 @@ import contextlib
 import fcntl
 import os
 import platform
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pu_engine.pipeline import installed_versions
+from pu_engine.pipeline import STAGES, installed_versions
+from server.folders import read_bounded, remove_tree
+from server.manifest import ERROR_BYTES, ProtocolError, read_finished
+from server.object_store import open_store
+from server.processes import start_time
 from server.runners.local import LocalRunner
+from server.runners.parcels import Place, deliver, is_published, publish
 from server.runners.port import StageCommand, StageOutcome, StageProgress
 
 LOCK = ".running"
 LOCK_SECONDS = 300.0  # longer than a file server keeps the lock of a node that is gone
 POLL_SECONDS = 0.5
+SCRATCH = "punnet-task-"
 
 Tell = Callable[[Mapping[str, Any]], object]
 
@@ -44,9 +51,19 @@ class Board:
 
 
 def stage_task(
-    run: int, command: Mapping[str, Any], versions: Mapping[str, str], term_seconds: float, board: Any
+    run: int,
+    command: Mapping[str, Any],
+    parcel: Mapping[str, str] | None,
+    *,
+    versions: Mapping[str, str],
+    term_seconds: float,
+    board: Any,
 ) -> dict[str, Any]:
     """Run one stage here; what Ray calls. The outcome with its warnings, as JSON values.
+
+    Args:
+        parcel: where a store has the inputs and takes the result; None where this node sees the data folder.
+        board: the actor that progress goes to.
 
     Raises:
         KeyboardInterrupt: the task was cancelled; the stage's processes are gone.
@@ -58,7 +75,52 @@ def stage_task(
     def tell(tick: Mapping[str, Any]) -> object:
         return board.tell.remote(run, tick)
 
-    return asyncio.run(run_stage(command_of(command), term_seconds, tell))
+    if parcel is None:
+        return asyncio.run(run_stage(command_of(command), term_seconds, tell))
+    place = Place(store=open_store(parcel["store"]), prefix=parcel["prefix"], result=parcel["result"])
+    return run_parcel(command_of(command), term_seconds, tell, place=place, listing=parcel["listing"])
+
+
+def run_parcel(command: StageCommand, term_seconds: float, tell: Tell, *, place: Place, listing: str) -> dict[str, Any]:
+    """Fetch a stage's inputs into a folder of this node, run it, and put its result where the first one counts."""
+    if is_published(place):
+        return {**asdict(StageOutcome(returncode=0, seconds=0.0)), "warnings": [], "node": platform.node()}
+    remove_dead_scratch()
+    scratch = Path(tempfile.gettempdir()) / f"{SCRATCH}{os.getpid()}-{start_time(os.getpid())}"
+    scratch.mkdir(mode=0o700)
+    try:
+        here = deliver(command, place, listing, scratch)
+        outcome = asyncio.run(run_stage(here, term_seconds, tell))
+        return {**outcome, **_published(here, outcome, place)}
+    finally:
+        remove_tree(scratch)
+
+
+def remove_dead_scratch() -> None:
+    """Remove what tasks left on this node whose process was killed: it holds users' images."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        pid, _, started = folder.name.removeprefix(SCRATCH).partition("-")
+        ours = folder.lstat().st_uid == os.getuid() and pid.isdigit()
+        if ours and str(start_time(int(pid))) != started:
+            remove_tree(folder)
+
+
+def _published(command: StageCommand, outcome: Mapping[str, Any], place: Place) -> dict[str, str]:
+    """What the outcome gains: nothing where the result is in the store, else why it is not."""
+    if outcome["lost"] or outcome["timed_out"] or outcome["violation"]:
+        return {}
+    if outcome["returncode"] != 0:
+        try:
+            return {"error": read_bounded(command.workdir / "error.json", ERROR_BYTES).decode(errors="replace")}
+        except OSError:  # it left no account, or none that is a file
+            return {}
+    out = command.workdir / "out"
+    try:
+        manifest = read_finished(STAGES[command.stage], out, hash_files=True)
+    except ProtocolError as violation:
+        return {"violation": f"a result that is none: {violation}"}
+    publish(out, manifest, place)
+    return {}
 
 
 async def run_stage(command: StageCommand, term_seconds: float, tell: Tell) -> dict[str, Any]:

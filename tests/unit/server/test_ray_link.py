@@ -136,6 +136,11 @@ def test_missing_ray_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) ->
         ray_link.driver_arguments("local", 1)
 
 
+def test_store_needs_a_runner_on_ray() -> None:
+    with pytest.raises(InvalidRequest, match="--store"):
+        check_choice(RunnerChoice(name="local", threads=1, gpus=0.0, store="s3://bucket/punnet"))
+
+
 @pytest.mark.parametrize("name", ["", "rays", "ray://", "http://head"])
 def test_unknown_runner_is_refused(name: str) -> None:
     with pytest.raises(InvalidRequest, match="--runner"):

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import pytest
 
 from pu_engine.pipeline import installed_versions
+from server.processes import start_time
 from server.runners import ray_task
 from server.runners.port import StageCommand
-from server.runners.ray_task import Board, alone, command_json, command_of, run_stage, stage_task
+from server.runners.ray_task import (
+    SCRATCH,
+    Board,
+    alone,
+    command_json,
+    command_of,
+    remove_dead_scratch,
+    run_stage,
+    stage_task,
+)
 
 
 def command(workdir: Path) -> StageCommand:
@@ -39,7 +50,7 @@ def test_two_tasks_are_never_in_one_folder(tmp_path: Path, monkeypatch: pytest.M
 
 def test_node_with_other_packages_runs_nothing(tmp_path: Path) -> None:
     versions = {**installed_versions(), "numpy": "0.1"}
-    outcome = stage_task(1, command_json(command(tmp_path)), versions, 0.2, None)
+    outcome = stage_task(1, command_json(command(tmp_path)), None, versions=versions, term_seconds=0.2, board=None)
     assert "numpy" in outcome["lost"]
     assert list(tmp_path.iterdir()) == []
 
@@ -51,3 +62,15 @@ def test_board_keeps_the_newest_tick_of_each_run() -> None:
     board.tell(8, {"done": 5})
     assert board.take() == {7: {"done": 2}, 8: {"done": 5}}
     assert board.take() == {}
+
+
+def test_scratch_of_a_killed_task_is_removed_and_of_a_living_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_task.tempfile, "gettempdir", lambda: str(tmp_path))
+    living = tmp_path / f"{SCRATCH}{os.getpid()}-{start_time(os.getpid())}"
+    for folder in (living, tmp_path / f"{SCRATCH}{os.getpid()}-1", tmp_path / f"{SCRATCH}999999999-1"):
+        folder.mkdir()
+        (folder / "image.png").write_bytes(b"x")
+    remove_dead_scratch()
+    assert list(tmp_path.iterdir()) == [living]
