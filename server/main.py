@@ -152,15 +152,12 @@ def parse_settings(arguments: list[str] | None) -> Settings:
         raise Refused(f"--tenant-storage-gib must be between 0 and {LARGEST_GIB}, got {options.tenant_storage_gib}.")
     if not 0 < options.lease_seconds < LARGEST_BOUND:
         raise Refused(f"--lease-seconds must be between 0 and {LARGEST_BOUND:g}, got {options.lease_seconds:g}.")
+    where = listening.listening_of(options)
     return Settings(
         data=options.data.resolve(),
-        listening=listening.listening_of(options),
+        listening=where,
         slots=Slots(threads=options.threads, short=options.cpu_slots),
-        runner=check_choice(
-            RunnerChoice(
-                name=options.runner, threads=options.threads, gpus=options.stage_gpus, store=options.store or None
-            )
-        ),
+        runner=runner_of(options, where),
         quotas=quotas_of(options),
         lease_seconds=options.lease_seconds,
         idle_seconds=options.idle_seconds,
@@ -170,6 +167,18 @@ def parse_settings(arguments: list[str] | None) -> Settings:
         page=page_place(options.page, "--page") if options.page else None,
         metrics=page_place(options.metrics, "--metrics") if options.metrics else None,
     )
+
+
+def runner_of(options: argparse.Namespace, where: Listening) -> RunnerChoice:
+    """Where stages run; raises PunnetError REQUEST_INVALID."""
+    choice = RunnerChoice(
+        name=options.runner,
+        threads=options.threads,
+        gpus=options.stage_gpus,
+        weak_sandbox=where.private or options.allow_weak_sandbox,
+        store=options.store or None,
+    )
+    return check_choice(choice)
 
 
 def bounds_of(options: argparse.Namespace) -> Bounds:

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 LOCAL, RAY, RAY_SCHEME = "local", "ray", "ray://"
 MARK = "PUNNET_RAY_OF"  # by which the next server finds what this one leaves
+OWN_CLUSTER = "local"  # of this machine, by the driver, for as long as it lives
 KEY_BYTES = 32
 
 
@@ -33,6 +34,7 @@ class RunnerChoice:
     name: str  # local | ray | ray://HOST:PORT
     threads: int  # of each stage
     gpus: float  # of each stage that uses one
+    weak_sandbox: bool = False  # whether nodes may run stages that they can't confine whole
     store: str | None = None  # by which inputs and results go; None: the nodes see the data folder
 
 
@@ -67,15 +69,15 @@ async def opened_runner(choice: RunnerChoice, data: Path, run_id: str) -> AsyncI
     if left:
         log.warning("Ray processes of an earlier server killed", extra={"pids": left})
     environment = os.environ | {MARK: run_id}
-    if choice.name == RAY:  # a key of its own for a cluster of its own, or Ray leaves one in the home folder
+    address = os.environ.get("RAY_ADDRESS", OWN_CLUSTER) if choice.name == RAY else choice.name
+    if address == OWN_CLUSTER:  # with a key of its own, or Ray leaves one in the home folder
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(KEY_BYTES)}
-    address = "local" if choice.name == RAY else choice.name
     cpus = max(choice.threads, os.cpu_count() or 1)
     link = DriverLink(driver_arguments(address, cpus), data / "ray.log", environment)
     try:
         await link.start()
         _check_size(link, choice)
-        yield RayRunner(link, gpus=choice.gpus, store=store)
+        yield RayRunner(link, gpus=choice.gpus, weak_sandbox=choice.weak_sandbox, store=store)
     finally:
         await link.close()
 

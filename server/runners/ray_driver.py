@@ -2,7 +2,7 @@
 
 Requests come as JSON lines on standard input, answers go as JSON lines to the standard output that it started with:
 
-    {"run": 1, "command": {...}, "cpus": 2, "gpus": 0, "term_seconds": 10, "parcel": null}
+    {"run": 1, "command": {...}, "cpus": 2, "gpus": 0, "parcel": null, "terms": {...}}
         -> {"run": 1, "tick": {...}} any number of times, {"run": 1, "outcome": {...}}
     {"stop": 1}
         -> the outcome of run 1, with `stopped`
@@ -76,11 +76,9 @@ class Driver:
         run, command = request["run"], request["command"]
         options = {"num_cpus": request["cpus"], "num_gpus": request["gpus"], "scheduling_strategy": "SPREAD"}
         task = self._task.options(**options, max_retries=RETRIES, name=f"punnet {command['stage']}")
-        self._term_seconds[run] = request["term_seconds"]
-        term_seconds, parcel = request["term_seconds"], request["parcel"]
-        self._references[run] = task.remote(
-            run, command, parcel, versions=self._versions, term_seconds=term_seconds, board=self._board
-        )
+        terms = {**request["terms"], "versions": self._versions}
+        self._term_seconds[run] = terms["term_seconds"]
+        self._references[run] = task.remote(run, command, request["parcel"], terms=terms, board=self._board)
         try:
             outcome = await self._references[run]
         except TaskCancelledError:

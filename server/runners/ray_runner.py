@@ -38,9 +38,16 @@ class RayRunner:
     """One task a stage, and one a shard where a pool is scored; each starts the confined child of `LocalRunner`."""
 
     def __init__(
-        self, link: DriverLink, *, gpus: float, store: NamedStore | None = None, term_seconds: float = TERM_SECONDS
+        self,
+        link: DriverLink,
+        *,
+        gpus: float,
+        weak_sandbox: bool = False,
+        store: NamedStore | None = None,
+        term_seconds: float = TERM_SECONDS,
     ) -> None:
         self._link = link
+        self._weak_sandbox = weak_sandbox  # whether nodes may run stages that they can't confine whole
         self._store = store  # None: the nodes see the data folder
         self._digests = Digests()
         self._gpus = gpus  # of each stage that uses one
@@ -117,8 +124,8 @@ class RayRunner:
             "command": command_json(command),
             "cpus": command.threads,
             "gpus": self._gpus if command.uses_gpu else 0,
-            "term_seconds": self.term_seconds,
             "parcel": parcel,
+            "terms": {"term_seconds": self.term_seconds, "weak_sandbox": self._weak_sandbox},
         }
         why = ""
         for attempt in range(DRIVERS):

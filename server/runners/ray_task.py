@@ -8,8 +8,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
+import json
 import os
 import platform
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -29,6 +33,7 @@ from server.runners.port import StageCommand, StageOutcome, StageProgress
 LOCK = ".running"
 LOCK_SECONDS = 300.0  # longer than a file server keeps the lock of a node that is gone
 POLL_SECONDS = 0.5
+PROBE_SECONDS = 60.0
 SCRATCH = "punnet-task-"
 
 Tell = Callable[[Mapping[str, Any]], object]
@@ -55,22 +60,25 @@ def stage_task(
     command: Mapping[str, Any],
     parcel: Mapping[str, str] | None,
     *,
-    versions: Mapping[str, str],
-    term_seconds: float,
+    terms: Mapping[str, Any],
     board: Any,
 ) -> dict[str, Any]:
     """Run one stage here; what Ray calls. The outcome with its warnings, as JSON values.
 
     Args:
         parcel: where a store has the inputs and takes the result; None where this node sees the data folder.
+        terms: of the server: versions, term_seconds, weak_sandbox.
         board: the actor that progress goes to.
 
     Raises:
         KeyboardInterrupt: the task was cancelled; the stage's processes are gone.
     """
-    differing = _differing(versions)
+    differing = _differing(terms["versions"])
     if differing:
         return _lost(f"node {platform.node()} has other packages than the server: {differing}")
+    if not terms["weak_sandbox"] and (ways := open_ways()):
+        return _lost(f"node {platform.node()} does not stop confined children from: {', '.join(ways)}")
+    term_seconds = terms["term_seconds"]
 
     def tell(tick: Mapping[str, Any]) -> object:
         return board.tell.remote(run, tick)
@@ -79,6 +87,17 @@ def stage_task(
         return asyncio.run(run_stage(command_of(command), term_seconds, tell))
     place = Place(store=open_store(parcel["store"]), prefix=parcel["prefix"], result=parcel["result"])
     return run_parcel(command_of(command), term_seconds, tell, place=place, listing=parcel["listing"])
+
+
+@functools.cache
+def open_ways() -> tuple[str, ...]:
+    """What a confined child is not stopped from on this node; the server's own probe says nothing of it."""
+    probe = [sys.executable, "-I", "-m", "server.confine", "--probe"]
+    try:
+        done = subprocess.run(probe, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_SECONDS, check=True)
+    except subprocess.SubprocessError:
+        return ("anything: its probe failed",)
+    return tuple(name for name, stopped in json.loads(done.stdout).items() if not stopped)
 
 
 def run_parcel(command: StageCommand, term_seconds: float, tell: Tell, *, place: Place, listing: str) -> dict[str, Any]:

@@ -49,10 +49,32 @@ def test_two_tasks_are_never_in_one_folder(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_node_with_other_packages_runs_nothing(tmp_path: Path) -> None:
-    versions = {**installed_versions(), "numpy": "0.1"}
-    outcome = stage_task(1, command_json(command(tmp_path)), None, versions=versions, term_seconds=0.2, board=None)
+    terms = {"versions": {**installed_versions(), "numpy": "0.1"}, "term_seconds": 0.2, "weak_sandbox": True}
+    outcome = stage_task(1, command_json(command(tmp_path)), None, terms=terms, board=None)
     assert "numpy" in outcome["lost"]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_node_that_does_not_confine_runs_nothing_unless_the_server_allows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: bool
+) -> None:
+    ran: list[bool] = []
+
+    async def run(*_: object) -> dict[str, str]:
+        ran.append(True)
+        return {"lost": ""}
+
+    monkeypatch.setattr(ray_task, "open_ways", lambda: ("network",))
+    monkeypatch.setattr(ray_task, "run_stage", run)
+    terms = {"versions": installed_versions(), "term_seconds": 0.2, "weak_sandbox": allowed}
+    outcome = stage_task(1, command_json(command(tmp_path)), None, terms=terms, board=None)
+    assert ("network" in outcome["lost"], ran) == (not allowed, [True] if allowed else [])
+
+
+def test_probe_that_fails_counts_as_no_confinement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_task.sys, "executable", "/bin/false")
+    assert ray_task.open_ways.__wrapped__() == ("anything: its probe failed",)
 
 
 def test_board_keeps_the_newest_tick_of_each_run() -> None:
