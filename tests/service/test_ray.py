@@ -22,7 +22,9 @@ from tests.service.running_server import RunningServer, stage_children, until
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 pytestmark = pytest.mark.slow
 
-START_SECONDS = 120.0
+START_SECONDS = 300.0
+CHILD_SECONDS = 120.0
+JOB_SECONDS = 300.0
 THREADS = "1"
 
 
@@ -30,10 +32,11 @@ THREADS = "1"
 def on_ray() -> Iterator[RunningServer]:
     folder = Path(tempfile.mkdtemp(prefix="pn-", dir="/tmp"))
     running = RunningServer(folder, options=("--runner", "ray", "--threads", THREADS), start_seconds=START_SECONDS)
-    running.start()
-    yield running
-    running.close()
-    shutil.rmtree(folder)
+    try:
+        yield running.start()
+    finally:
+        running.close()
+        shutil.rmtree(folder)
 
 
 @pytest.fixture
@@ -73,42 +76,42 @@ def test_a_job_has_the_digests_of_the_local_runner(
 
 def test_cancelled_job_ends_once_its_task_has_gone(on_ray: RunningServer, slow_tar: bytes) -> None:
     job = on_ray.ingest("cancelled", on_ray.upload(slow_tar))
-    until(lambda: confined(on_ray), 60)
+    until(lambda: confined(on_ray), CHILD_SECONDS)
     with Client(on_ray.address) as client:
         client.cancel(job.id)
-    assert on_ray.ended(job.id).state == job_pb2.JOB_STATE_CANCELLED
+    assert on_ray.ended(job.id, JOB_SECONDS).state == job_pb2.JOB_STATE_CANCELLED
     assert confined(on_ray) == []
 
 
 def test_task_whose_worker_was_killed_runs_again(on_ray: RunningServer, slow_tar: bytes) -> None:
     job = on_ray.ingest("killed", on_ray.upload(slow_tar))
-    (child,) = until(lambda: confined(on_ray), 60)
+    (child,) = until(lambda: confined(on_ray), CHILD_SECONDS)
     os.kill(parent_of(child), signal.SIGKILL)
-    done = on_ray.ended(job.id)
+    done = on_ray.ended(job.id, JOB_SECONDS)
     assert (done.state, done.stages[0].attempt) == (job_pb2.JOB_STATE_SUCCEEDED, 1)
 
 
 def test_killed_driver_is_replaced(on_ray: RunningServer, slow_tar: bytes) -> None:
     job = on_ray.ingest("driver", on_ray.upload(slow_tar))
-    until(lambda: confined(on_ray), 60)
+    until(lambda: confined(on_ray), CHILD_SECONDS)
     os.kill(driver_of(on_ray), signal.SIGKILL)
-    assert on_ray.ended(job.id, 120).state == job_pb2.JOB_STATE_SUCCEEDED
+    assert on_ray.ended(job.id, JOB_SECONDS).state == job_pb2.JOB_STATE_SUCCEEDED
 
 
 def test_killed_server_leaves_no_process_and_its_job_goes_on(on_ray: RunningServer, slow_tar: bytes) -> None:
     job = on_ray.ingest("front", on_ray.upload(slow_tar))
-    until(lambda: confined(on_ray), 60)
+    until(lambda: confined(on_ray), CHILD_SECONDS)
     on_ray.end(signal.SIGKILL)
     on_ray.start()
-    assert on_ray.ended(job.id, 120).state == job_pb2.JOB_STATE_SUCCEEDED
-    assert len({driver_of(on_ray)}) == 1
+    assert on_ray.ended(job.id, JOB_SECONDS).state == job_pb2.JOB_STATE_SUCCEEDED
+    assert driver_of(on_ray)
 
 
 def test_server_that_ends_takes_its_cluster_with_it(folder: Path) -> None:
     server = RunningServer(folder, options=("--runner", "ray"), start_seconds=START_SECONDS).start()
     assert marked(server)
     server.close()
-    until(lambda: not marked(server))
+    until(lambda: not marked(server), CHILD_SECONDS)
 
 
 def confined(server: RunningServer) -> list[int]:
