@@ -73,7 +73,7 @@ async def opened_runner(choice: RunnerChoice, data: Path, run_id: str) -> AsyncI
     if address == OWN_CLUSTER:  # with a key of its own, or Ray leaves one in the home folder
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(KEY_BYTES)}
     cpus = max(choice.threads, os.cpu_count() or 1)
-    link = DriverLink(driver_arguments(address, cpus), data / "ray.log", environment)
+    link = DriverLink(driver_arguments(address, cpus, run_id), data / "ray.log", environment)
     try:
         await link.start()
         _check_size(link, choice)

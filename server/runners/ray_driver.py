@@ -18,11 +18,11 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 # Before Ray is imported: nothing is reported to its makers.
@@ -32,6 +32,7 @@ import ray
 from ray.exceptions import RayError, TaskCancelledError
 
 from pu_engine.pipeline import installed_versions
+from server.folders import remove_tree
 from server.namespaces import die_with_parent
 from server.runners.port import StageOutcome
 from server.runners.ray_task import Board, stage_task
@@ -53,31 +54,32 @@ class Driver:
         self._task = ray.remote(stage_task)
         self._board = ray.remote(num_cpus=0, max_restarts=-1)(Board).remote()
         self._references: dict[int, Any] = {}
-        self._running: dict[int, asyncio.Task[None]] = {}
-        self._stopping: set[asyncio.Task[None]] = set()
+        self._ended: dict[int, asyncio.Event] = {}
         self._term_seconds: dict[int, float] = {}
 
     async def serve(self) -> None:
-        """Until standard input ends."""
+        """Until standard input ends.
+
+        Raises:
+            BaseExceptionGroup: the cluster is gone; whoever started this process starts it again.
+        """
         self._send({"ready": largest_node()})
-        showing = asyncio.create_task(self._show())
-        try:
+        async with asyncio.TaskGroup() as group:
+            tasks = {group.create_task(self._show())}
             async for request in _requests():
-                if "stop" in request:
-                    stopping = asyncio.create_task(self._stop(request["stop"]))
-                    self._stopping.add(stopping)
-                    stopping.add_done_callback(self._stopping.discard)
-                else:
-                    self._running[request["run"]] = asyncio.create_task(self._run(request))
-        finally:
-            showing.cancel()
+                work = self._stop(request["stop"]) if "stop" in request else self._run(request)
+                task = group.create_task(work)
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+            for task in tasks:
+                task.cancel()
 
     async def _run(self, request: Mapping[str, Any]) -> None:
         run, command = request["run"], request["command"]
         options = {"num_cpus": request["cpus"], "num_gpus": request["gpus"], "scheduling_strategy": "SPREAD"}
         task = self._task.options(**options, max_retries=RETRIES, name=f"punnet {command['stage']}")
         terms = {**request["terms"], "versions": self._versions}
-        self._term_seconds[run] = terms["term_seconds"]
+        self._term_seconds[run], self._ended[run] = terms["term_seconds"], asyncio.Event()
         self._references[run] = task.remote(run, command, request["parcel"], terms=terms, board=self._board)
         try:
             outcome = await self._references[run]
@@ -86,23 +88,25 @@ class Driver:
         except RayError as error:
             print(f"run {run} is lost: {error}", file=sys.stderr, flush=True)
             outcome = asdict(StageOutcome(returncode=0, seconds=0.0, lost=f"Ray lost it ({type(error).__name__})"))
-        del self._references[run], self._running[run], self._term_seconds[run]
+        self._ended[run].set()
+        del self._references[run], self._ended[run], self._term_seconds[run]
         self._send({"run": run, "outcome": outcome})
 
     async def _stop(self, run: int) -> None:
         """Interrupt the task, which ends its child; a worker that does not obey is killed, and its child with it."""
-        running = self._running.get(run)
-        if running is None:
+        ended = self._ended.get(run)
+        if ended is None:
             return
         ray.cancel(self._references[run])
-        done, _ = await asyncio.wait({running}, timeout=self._term_seconds[run] + FORCE_SECONDS)
-        if not done and run in self._references:
+        try:
+            await asyncio.wait_for(ended.wait(), self._term_seconds[run] + FORCE_SECONDS)
+        except TimeoutError:
             ray.cancel(self._references[run], force=True)
 
     async def _show(self) -> None:
         while True:
             await asyncio.sleep(POLL_SECONDS)
-            if not self._running:
+            if not self._references:
                 continue
             with contextlib.suppress(RayError):  # its node is lost, and it comes back on another
                 for run, tick in (await self._board.take.remote()).items():
@@ -124,6 +128,15 @@ def largest_node() -> dict[str, float]:
     }
 
 
+def own_scratch(name: str) -> Path:
+    """A new folder for a cluster of this machine: Ray's sockets need a short path. A killed one's is removed."""
+    folder = Path(tempfile.gettempdir()) / name
+    if folder.is_dir() and folder.lstat().st_uid == os.getuid():
+        remove_tree(folder)
+    folder.mkdir(mode=0o700)
+    return folder
+
+
 async def _requests() -> Any:
     stream = asyncio.StreamReader(limit=REQUEST_BYTES)
     protocol = asyncio.StreamReaderProtocol(stream)
@@ -137,11 +150,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m server.runners.ray_driver", description=__doc__)
     parser.add_argument("--address", required=True)
     parser.add_argument("--cpus", type=int, default=os.cpu_count() or 1, help="of a cluster of this machine")
+    parser.add_argument("--scratch", default="punnet-ray", help="name of its folder below TMPDIR")
     options = parser.parse_args()
     die_with_parent()
     answers = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what Ray prints
-    scratch = tempfile.mkdtemp(prefix="punnet-ray-") if options.address == LOCAL else None
+    scratch = own_scratch(options.scratch) if options.address == LOCAL else None
     try:
         if scratch is not None:
             ray.init(
@@ -150,7 +164,7 @@ def main() -> int:
                 include_dashboard=False,
                 log_to_driver=False,
                 object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=scratch,
+                _temp_dir=str(scratch),
             )
         else:
             ray.init(address=options.address, namespace="punnet", log_to_driver=False)
@@ -158,7 +172,7 @@ def main() -> int:
     finally:
         ray.shutdown()
         if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
+            remove_tree(scratch)
     return 0
 
 

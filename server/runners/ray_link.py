@@ -178,7 +178,7 @@ class DriverLink:
         return text.splitlines()[-1] if text else "its driver says nothing"
 
 
-def driver_arguments(address: str, cpus: int) -> list[str]:
+def driver_arguments(address: str, cpus: int, run_id: str) -> list[str]:
     """How the driver is started.
 
     Raises:
@@ -187,4 +187,5 @@ def driver_arguments(address: str, cpus: int) -> list[str]:
     if importlib.util.find_spec("ray") is None:
         raise make_error("SERVER_START_FAILED", "This Python lacks Ray, which --runner asks for.", INSTALL)
     module = ["-I", "-m", "server.runners.ray_driver"]
-    return [sys.executable, *module, "--address", address, "--cpus", str(cpus)]
+    cluster = ["--address", address, "--cpus", str(cpus), "--scratch", f"punnet-ray-{run_id}"]
+    return [sys.executable, *module, *cluster]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -74,7 +74,10 @@ class RayRunner:
                 await asyncio.wait({running})
                 if running.cancelled():
                     return StageOutcome(returncode=0, seconds=0.0, stopped=True)
-            return await running
+            outcome = await running
+            if outcome.stopped and not stop.is_set():
+                outcome = replace(outcome, stopped=False, lost="somebody cancelled its task on the cluster")
+            return outcome
         finally:
             stopping.cancel()
             running.cancel()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,10 +18,10 @@ import pytest
 
 from pu_engine.pipeline import COMPRESS
 from punnet import Client
-from punnet.v1 import job_pb2
+from punnet.v1 import job_pb2, pool_pb2
 from server.folders import DataFolder
 from tests.conftest import SmallJob
-from tests.service.running_server import RunningServer, stage_children, until
+from tests.service.running_server import RunningServer, image_tar, stage_children, until
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 pytestmark = pytest.mark.slow
@@ -112,6 +116,52 @@ def test_server_that_ends_takes_its_cluster_with_it(folder: Path) -> None:
     assert marked(server)
     server.close()
     until(lambda: not marked(server), CHILD_SECONDS)
+
+
+def test_stage_goes_by_way_of_a_store_and_leaves_nothing_there(folder: Path) -> None:
+    (folder / "store").mkdir()
+    options = ("--runner", "ray", "--store", f"file://{folder / 'store'}")
+    server = RunningServer(folder, options=options, start_seconds=START_SECONDS).start()
+    try:
+        good = server.ended(server.ingest("good", server.upload(image_tar(20))).id, JOB_SECONDS)
+        bad = server.ended(server.ingest("bad", server.upload(b"no tar at all")).id, JOB_SECONDS)
+        assert good.state == job_pb2.JOB_STATE_SUCCEEDED
+        assert server.pools.GetPool(pool_pb2.GetPoolRequest(name="good")).pool.images == 20
+        assert bad.error.reason in ("ARCHIVE_REJECTED", "POOL_INVALID")
+        assert [path for path in (folder / "store").rglob("*") if path.is_file()] == []
+    finally:
+        server.close()
+
+
+def test_cluster_elsewhere_is_reached_by_its_client_port(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    ports = [f"--port={free_port()}", f"--ray-client-server-port={(client := free_port())}"]
+    head = [Path(sys.executable).parent / "ray", "start", "--head", "--block", *ports, "--num-cpus=2"]
+    with subprocess.Popen([*head, "--include-dashboard=false", f"--temp-dir={folder / 'r'}"]) as ray_head:
+        server = RunningServer(
+            folder, options=("--runner", f"ray://127.0.0.1:{client}", "--threads", "2"), start_seconds=START_SECONDS
+        )
+        try:
+            until(lambda: listens(client), START_SECONDS)
+            server.start()
+            job = server.ended(server.ingest("far", server.upload(image_tar(20))).id, JOB_SECONDS)
+            assert job.state == job_pb2.JOB_STATE_SUCCEEDED
+            server.close()
+        finally:
+            ray_head.terminate()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as tried:
+        return tried.connect_ex(("127.0.0.1", port)) == 0
 
 
 def confined(server: RunningServer) -> list[int]:

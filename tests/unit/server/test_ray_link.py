@@ -14,7 +14,7 @@ import pytest
 from punnet.errors import InvalidRequest, ServerUnavailable
 from server.runners import choice, ray_link
 from server.runners.choice import RunnerChoice, check_choice
-from server.runners.port import StageCommand, StageProgress
+from server.runners.port import StageCommand, StageOutcome, StageProgress
 from server.runners.ray_link import DriverLink, DriverLost
 from server.runners.ray_runner import RayRunner
 
@@ -30,6 +30,8 @@ for line in sys.stdin:
         say({"run": request["stop"], "outcome": {**outcome, "stopped": True}})
     elif request["command"]["stage"] == "dies":
         os._exit(1)
+    elif request["command"]["stage"] == "cancelled":
+        say({"run": request["run"], "outcome": {**outcome, "stopped": True}})
     elif request["command"]["stage"] != "slow":
         say({"run": request["run"], "tick": {"done": 1, "total": 2, "unit": "images"}})
         say({"run": request["run"], "outcome": outcome})
@@ -89,6 +91,23 @@ def test_stopped_stage_ends_when_the_driver_says_so(tmp_path: Path) -> None:
     asyncio.run(work())
 
 
+def test_task_that_somebody_else_cancelled_is_lost_and_not_stopped(tmp_path: Path) -> None:
+    async def keep(progress: StageProgress) -> None:
+        return None
+
+    async def work() -> StageOutcome:
+        link = link_to(DRIVER, tmp_path)
+        await link.start()
+        outcome = await RayRunner(link, gpus=0).run(
+            command("cancelled"), stop=asyncio.Event(), on_start=started, on_progress=keep
+        )
+        await link.close()
+        return outcome
+
+    outcome = asyncio.run(work())
+    assert (outcome.stopped, outcome.lost) == (False, "somebody cancelled its task on the cluster")
+
+
 def test_driver_that_dies_loses_its_work_and_is_started_again(tmp_path: Path) -> None:
     async def work() -> None:
         link = link_to(DRIVER, tmp_path)
@@ -133,7 +152,7 @@ def test_driver_without_a_cluster_says_why(tmp_path: Path) -> None:
 def test_missing_ray_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_link.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ServerUnavailable, match=r"punnet\[ray\]"):
-        ray_link.driver_arguments("local", 1)
+        ray_link.driver_arguments("local", 1, "test")
 
 
 def test_store_needs_a_runner_on_ray() -> None:
@@ -148,7 +167,7 @@ def test_unknown_runner_is_refused(name: str) -> None:
 
 
 def test_stage_that_no_node_can_hold_is_refused_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "driver_arguments", lambda address, cpus: [sys.executable, "-c", DRIVER])
+    monkeypatch.setattr(choice, "driver_arguments", lambda address, cpus, run_id: [sys.executable, "-c", DRIVER])
 
     async def work() -> None:
         wanted = RunnerChoice(name="ray://head:10001", threads=4, gpus=0.0)
