@@ -48,6 +48,7 @@ class Stage:
     retries: int = 1  # after a crash for its own reason
     minutes: int = 24 * 60  # wall-clock limit
     shares_parts: bool = False  # an input `kept` names its earlier results, parts of which it takes over
+    uses_gpu: bool = False  # where there is one
 
 
 INTAKE = Stage(
@@ -67,6 +68,7 @@ SCORING = Stage(
     reads=("pool", "images"),
     profile="model",
     shares_parts=True,
+    uses_gpu=True,
 )
 BUDGET = Stage(
     name="budget",
@@ -96,6 +98,7 @@ GATHERING = Stage(
     needs=("intake", "scoring", "selection"),
     reads=("pool", "images", "student.size", "distillation.targets", "distillation.views", "seed"),
     profile="model",  # where the pool was scored in int8, the teacher gives its targets here
+    uses_gpu=True,
 )
 DISTILLATION = Stage(
     name="distillation",
@@ -103,6 +106,7 @@ DISTILLATION = Stage(
     schema=2,
     needs=("intake", "scoring", "budget", "selection", "gathering"),
     reads=("student", "distillation", "seed"),
+    uses_gpu=True,
 )
 EXPORT = Stage(
     name="export", module="pu_engine.export", schema=2, needs=("gathering", "distillation"), reads=("export",)

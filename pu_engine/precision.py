@@ -28,7 +28,7 @@ from pu_engine.progress import Progress
 from pu_engine.results import file_sha256, write_atomic
 from pu_engine.score_types import FP32, INT8, Int8Trial, Precision, ScoringInputs
 from pu_engine.scorer import TAPPED_MODEL, MatchedJpeg, Scorer, open_scorer
-from pu_engine.shard_reuse import EarlierScoring, copy_verified, shard_keys
+from pu_engine.shard_reuse import EarlierScoring, copy_verified, read_earlier, shard_keys
 from pu_engine.types import LabelledEntry
 
 FILE = "precision.timing.json"
@@ -67,7 +67,7 @@ def settle(task: Task, fp32: Scorer, earlier: Sequence[EarlierScoring], out: Pat
     path = out / FILE
     if path.exists():
         return from_json(Precision, json.loads(path.read_text()))
-    chosen = _taken_over(task, fp32, earlier, out) or _tried(task, fp32, out, progress)
+    chosen = _settled(task, out) or _taken_over(task, fp32, earlier, out) or _tried(task, fp32, out, progress)
     if chosen.name == FP32:
         (out / INT8_MODEL).unlink(missing_ok=True)
     write_atomic(path, json.dumps(to_json(chosen), indent=1).encode())
@@ -92,6 +92,17 @@ def judge(trial: Int8Trial) -> Precision:
             return Precision(name=FP32, why=f"the int8 copy was tried on {trial.images} images: {why}", trial=trial)
     why = f"the int8 copy holds all bars on {trial.images} images of the pool"
     return Precision(name=INT8, why=why, trial=trial)
+
+
+def _settled(task: Task, out: Path) -> Precision | None:
+    """The choice of the part that was scored first, with its int8 copy; None where there is no such part."""
+    found = read_earlier([task.inputs.settled] if task.inputs.settled else [])
+    if not found:
+        return None
+    chosen = found[0].scores.precision_why
+    if chosen.name == INT8 and not copy_verified(found[0], INT8_MODEL, out / INT8_MODEL):
+        return None
+    return chosen
 
 
 def _taken_over(task: Task, fp32: Scorer, earlier: Sequence[EarlierScoring], out: Path) -> Precision | None:

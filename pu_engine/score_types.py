@@ -12,7 +12,11 @@ FP32, INT8 = "fp32", "int8"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoringInputs:
-    """`kept` are finished scorings whose shards may be taken over; it does not change the result."""
+    """`kept` are finished scorings whose shards may be taken over; neither it nor `settled` changes the result.
+
+    `only` makes it a part: these shards and no labelled images. Parts are what several machines score; a whole scoring
+    takes them over by `kept`. `settled` is a finished part whose precision the others share.
+    """
 
     intake: Folder
     pool: Folder
@@ -20,6 +24,8 @@ class ScoringInputs:
     provider: str = "auto"  # auto | tensorrt | cuda | cpu
     threads: int = 1
     kept: tuple[str, ...] = ()
+    only: tuple[str, ...] | None = None
+    settled: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

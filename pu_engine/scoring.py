@@ -25,6 +25,7 @@ from pu_engine.images import decode, jpeg_quality
 from pu_engine.int8_copy import INT8_MODEL
 from pu_engine.jsonform import from_json
 from pu_engine.pool import open_pool
+from pu_engine.pool_types import Pool, Shard
 from pu_engine.precision import Task, settle
 from pu_engine.prefetch import prefetched
 from pu_engine.progress import Progress
@@ -52,6 +53,15 @@ class LabelledJpeg:
     side: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What is scored into files of its own: the labelled images, or a shard, whose scores its key names."""
+
+    name: str
+    images: int
+    key: str = ""
+
+
 @dataclass(slots=True)
 class _Counts:
     """Images by where their scores come from."""
@@ -61,7 +71,7 @@ class _Counts:
 
 
 def run(inputs: ScoringInputs, out: Path, progress: Progress) -> Scores:
-    """Score the labelled images, then the pool's shards in order.
+    """Score the labelled images, then the pool's shards in order; a part of a scoring, the shards that it names.
 
     Raises:
         EngineError: POOL_INVALID, IMAGE_REJECTED, MODEL_NONFINITE, STAGE_PROTOCOL.
@@ -72,6 +82,7 @@ def run(inputs: ScoringInputs, out: Path, progress: Progress) -> Scores:
     for text in provider.warnings:
         progress.warn(text)
     earlier = read_earlier(inputs.kept)
+    shards = chosen_shards(pool.pool, inputs.only)
     scorer = open_scorer(inputs.intake, provider.name, matched, cache=out / COMPILED)
     task = Task(inputs=inputs, pool=pool, entries=_entries(inputs.intake), matched=matched)
     precision = settle(task, scorer, earlier, out, progress)
@@ -79,16 +90,19 @@ def run(inputs: ScoringInputs, out: Path, progress: Progress) -> Scores:
     if precision.name == INT8:
         scorer = open_scorer(inputs.intake, provider.name, matched, model=out / INT8_MODEL)
         model = file_sha256(out / INT8_MODEL)
-    keys = shard_keys(scorer, pool.pool.shards, teacher=teacher, model=model)
+    keys = shard_keys(scorer, shards, teacher=teacher, model=model)
+    parts = [Part(name=s.name, images=s.entries, key=key) for s, key in zip(shards, keys, strict=True)]
+    if inputs.only is None:
+        parts.insert(0, Part(name=LABELLED, images=count))
 
     started = time.monotonic()
-    counts = _score_all(task, out, progress, scorer=scorer, labelled_images=count, keys=keys, earlier=earlier)
+    counts = _score_all(task, out, progress, scorer=scorer, parts=parts, earlier=earlier)
     seconds = time.monotonic() - started
     return Scores(
-        shards=tuple(shard.name for shard in pool.pool.shards),
+        shards=tuple(shard.name for shard in shards),
         shard_keys=keys,
-        images=pool.pool.images,
-        labelled=count,
+        images=sum(shard.entries for shard in shards),
+        labelled=count if inputs.only is None else 0,
         classes=scorer.teacher.classes,
         views=scorer.views,
         taps=scorer.teacher.taps,
@@ -103,26 +117,36 @@ def run(inputs: ScoringInputs, out: Path, progress: Progress) -> Scores:
     )
 
 
+def chosen_shards(pool: Pool, only: tuple[str, ...] | None) -> list[Shard]:
+    """The shards to score, in the pool's order; raises EngineError STAGE_PROTOCOL for a name that the pool lacks."""
+    unknown = set(only or ()) - {shard.name for shard in pool.shards}
+    if unknown:
+        raise EngineError(
+            "STAGE_PROTOCOL",
+            f"The pool {pool.name!r} has no shard {min(unknown)!r}.",
+            "Run the job again from its start.",
+        )
+    return [shard for shard in pool.shards if only is None or shard.name in only]
+
+
 def _score_all(
     task: Task,
     out: Path,
     progress: Progress,
     *,
     scorer: Scorer,
-    labelled_images: int,
-    keys: Sequence[str],
+    parts: Sequence[Part],
     earlier: Sequence[EarlierScoring],
 ) -> _Counts:
-    """The labelled images, then each shard: as it is, taken over, or scored."""
-    pool, counts = task.pool.pool, _Counts()
-    done, total = 0, labelled_images + pool.images
-    parts = [(LABELLED, labelled_images, "")]
-    parts += [(shard.name, shard.entries, key) for shard, key in zip(pool.shards, keys, strict=True)]
-    for name, rows, key in parts:
+    """Each part in order: as it is, taken over, or scored."""
+    counts = _Counts()
+    done, total = 0, sum(part.images for part in parts)
+    for part in parts:
+        name, rows = part.name, part.images
         if _is_scored(out, name, rows, scorer):
             done += rows
             continue
-        if key and _take_over(out, name, key, earlier) and _is_scored(out, name, rows, scorer):
+        if part.key and _take_over(out, name, part.key, earlier) and _is_scored(out, name, rows, scorer):
             done, counts.taken_over = done + rows, counts.taken_over + rows
             progress.update(done, total, "images")
             continue

@@ -174,6 +174,7 @@ TABLE: Mapping[str, Row] = {
     "STAGE_CRASHED": Row(_INTERNAL, StageCrashed, 9),
     "STAGE_MEMORY": Row(_EXHAUSTED, StageCrashed, 9),
     "STAGE_TIMEOUT": Row(_PRECONDITION, StageCrashed, 9),
+    "STAGE_LOST": Row(grpc.StatusCode.UNAVAILABLE, StageCrashed, 9),
     "STAGE_PROTOCOL": Row(_INTERNAL, StageCrashed, 9),
     "BLOB_MISSING": Row(_NOT_FOUND, NotFound, 5),
     "BUNDLE_MISSING": Row(_NOT_FOUND, NotFound, 5),

@@ -46,6 +46,11 @@ class ServerSettings:
     page: str | None = _setting(str, "address and port of the read-only page; none is served unless this is set")
     metrics: str | None = _setting(str, "address and port of Prometheus metrics; none are served unless this is set")
     threads: int | None = _setting(int, "threads of each stage; all cores unless this is set")
+    runner: str = _setting(str, "where stages run: `local`, `ray` (on this machine), or `ray://HOST:PORT`", "local")
+    store: str | None = _setting(
+        str, "`s3://BUCKET/PREFIX` or `file:///FOLDER`, for nodes of Ray that do not see the data folder"
+    )
+    stage_gpus: float = _setting(float, "GPUs of a stage that can use one, on Ray", 0.0)
     cpu_slots: int = _setting(int, "short jobs at once: inspecting, planning, ingest", 1)
     queued_jobs: int = _setting(int, "jobs of one tenant that may wait", 8)
     tenant_storage_gib: float = _setting(float, "of all that a tenant has stored, where there are accounts", 50.0)

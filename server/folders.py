@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -17,6 +18,11 @@ class DataFolder:
     """One server's data folder."""
 
     root: Path
+
+    @property
+    def id(self) -> str:
+        """What processes that work for this folder are marked with."""
+        return hashlib.sha256(str(self.root.resolve()).encode()).hexdigest()[:16]
 
     @property
     def database(self) -> Path:

@@ -94,7 +94,7 @@ class JobEngine:
 
     async def recover(self) -> None:
         """Before the port opens: end what an earlier server left running, queue its jobs again."""
-        killed = await asyncio.to_thread(kill_marked, "PUNNET_RUN_ID", self._execution.data_id)
+        killed = await asyncio.to_thread(kill_marked, "PUNNET_RUN_ID", self._data.id)
         for job in await self._store.read(job_table.jobs_in_state, ("RUNNING", "CANCELLING")):
             if job.kind == BUILD_KIND:  # a device goes on with it, and brings it here
                 continue

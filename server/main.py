@@ -53,7 +53,8 @@ from server.page.application import PageApplication
 from server.page.serving import PageRefused, PageServer, page_place
 from server.pool_service import PoolService
 from server.quotas import WHOLE_OPTIONS, Quotas, add_quotas, quotas_of, unlimited
-from server.runners.local import LocalRunner
+from server.runners.choice import RunnerChoice, check_choice, opened_runner
+from server.runners.port import Runner
 from server.schema import SchemaMismatch
 from server.stage_execution import StageExecution
 from server.storage_quota import StorageQuota
@@ -80,6 +81,7 @@ class Settings:
     data: Path
     listening: Listening
     slots: Slots
+    runner: RunnerChoice
     quotas: Quotas  # of each tenant, where there are accounts
     lease_seconds: float
     idle_seconds: float | None
@@ -121,13 +123,16 @@ def parse_settings(arguments: list[str] | None) -> Settings:
 
     Raises:
         Refused: options that can't be used.
-        PunnetError: UNSAFE_BIND.
+        PunnetError: UNSAFE_BIND, REQUEST_INVALID.
     """
     parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     listening.add_arguments(parser)
     parser.add_argument("--idle-seconds", type=float)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each stage")
+    parser.add_argument("--runner", default="local", help="where stages run: local, ray or ray://HOST:PORT")
+    parser.add_argument("--store", help="of stages' inputs and results: s3://BUCKET/PREFIX or file:///FOLDER")
+    parser.add_argument("--stage-gpus", type=float, default=0.0, help="of a stage that can use one, on Ray")
     parser.add_argument("--cpu-slots", type=int, default=1, help="short jobs at once: inspecting, planning, ingest")
     add_quotas(parser)
     parser.add_argument("--page", metavar="HOST:PORT", help="also serve the read-only page there")
@@ -147,10 +152,12 @@ def parse_settings(arguments: list[str] | None) -> Settings:
         raise Refused(f"--tenant-storage-gib must be between 0 and {LARGEST_GIB}, got {options.tenant_storage_gib}.")
     if not 0 < options.lease_seconds < LARGEST_BOUND:
         raise Refused(f"--lease-seconds must be between 0 and {LARGEST_BOUND:g}, got {options.lease_seconds:g}.")
+    where = listening.listening_of(options)
     return Settings(
         data=options.data.resolve(),
-        listening=listening.listening_of(options),
+        listening=where,
         slots=Slots(threads=options.threads, short=options.cpu_slots),
+        runner=runner_of(options, where),
         quotas=quotas_of(options),
         lease_seconds=options.lease_seconds,
         idle_seconds=options.idle_seconds,
@@ -160,6 +167,18 @@ def parse_settings(arguments: list[str] | None) -> Settings:
         page=page_place(options.page, "--page") if options.page else None,
         metrics=page_place(options.metrics, "--metrics") if options.metrics else None,
     )
+
+
+def runner_of(options: argparse.Namespace, where: Listening) -> RunnerChoice:
+    """Where stages run; raises PunnetError REQUEST_INVALID."""
+    choice = RunnerChoice(
+        name=options.runner,
+        threads=options.threads,
+        gpus=options.stage_gpus,
+        weak_sandbox=where.private or options.allow_weak_sandbox,
+        store=options.store or None,
+    )
+    return check_choice(choice)
 
 
 def bounds_of(options: argparse.Namespace) -> Bounds:
@@ -195,12 +214,15 @@ async def serve(settings: Settings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    server = Server(settings, await checked_confinement(settings))
-    try:
-        await server.start()
-        await server.until(stop)
-    finally:
-        await server.stop()
+    confinement = await checked_confinement(settings)
+    data = DataFolder(settings.data)
+    async with opened_runner(settings.runner, data.root, data.id) as runner:
+        server = Server(settings, confinement, runner)
+        try:
+            await server.start()
+            await server.until(stop)
+        finally:
+            await server.stop()
 
 
 async def checked_confinement(settings: Settings) -> dict[str, bool]:
@@ -223,7 +245,7 @@ class Server:
 
     _keeping: asyncio.Task[None] | None = None  # of the collector
 
-    def __init__(self, settings: Settings, confinement: dict[str, bool]) -> None:
+    def __init__(self, settings: Settings, confinement: dict[str, bool], runner: Runner) -> None:
         self._settings = settings
         data = DataFolder(settings.data)
         self._accounts = settings.listening.accounts(data)
@@ -236,7 +258,7 @@ class Server:
         self._watch = Watch(self._store)
         self._meter = Meter(self._store, data)
         self._watch.observers.append(self._meter.note)
-        self._runner = LocalRunner()
+        self._runner = runner
         execution = StageExecution(self._store, data, self._runner, self._watch)
         self._engine = JobEngine(
             store=self._store,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import secrets
 import signal
@@ -43,6 +42,7 @@ KEPT_RESULTS = 16  # earlier results of a stage that a new run may take parts of
 OUT_OF_MEMORY_MARKS = ("bad_alloc", "Cannot allocate memory", "MemoryError", "DefaultCPUAllocator")
 FULL_DISK_MARKS = ("No space left on device", "Disk quota exceeded")
 REPORT_REMEDY = "Send the job again; if it fails again, report it with the server's log."
+LOST_REMEDY = "Send the job again once the cluster is whole; what is finished is not run again."
 MEMORY_REMEDY = "Use a smaller model, image size or batch, or ask the operator to raise the limit."
 
 
@@ -84,7 +84,6 @@ class StageExecution:
         self._runner = runner
         self._watch = watch
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
-        self.data_id = hashlib.sha256(str(data.root.resolve()).encode()).hexdigest()[:16]
 
     async def finish(
         self, context: JobContext, stage: Stage, inputs: Mapping[str, Any], read: Sequence[Path]
@@ -227,7 +226,8 @@ class StageExecution:
             profile=stage.profile,
             wall_seconds=stage.minutes * 60.0,
             threads=int(inputs["threads"]),
-            run_id=self.data_id,
+            run_id=self._data.id,
+            uses_gpu=stage.uses_gpu,
         )
         outcome = await self._runner.run(command, stop=context.stop, on_start=on_start, on_progress=on_progress)
         await asyncio.to_thread(remove_tree, workdir / "tmp")
@@ -258,6 +258,8 @@ def judge(stage: Stage, workdir: Path, outcome: StageOutcome) -> Manifest:
     Raises:
         StageFailed: with the error of the job.
     """
+    if outcome.lost:
+        raise StageFailed("STAGE_LOST", f"Stage {stage.name} has no result: {outcome.lost}.", LOST_REMEDY)
     if outcome.timed_out:
         raise _timeout(stage)
     try:

@@ -19,6 +19,7 @@ BANNED = {
     "exporters": {"grpc", "punnet", "server", "pu_engine"},
 }
 ALLOWED: dict[str, tuple[str, ...]] = {"server": ("pu_engine.pipeline",)}
+RAY_DRIVER = Path("server/runners/ray_driver.py")  # a process of its own
 PACKAGES = tuple(BANNED)
 VAGUE = {"utils", "util", "helper", "helpers", "manager", "handler", "handlers", "common", "misc", "processor"}
 FILE_LINES = 500
@@ -50,6 +51,7 @@ def test_imports_follow_the_arrows(package: str) -> None:
         for path in sources(package)
         for name in imported_modules(path)
         if name.split(".")[0] in BANNED[package] and not name.startswith(allowed)
+        if (name.split(".")[0], path.relative_to(ROOT)) != ("ray", RAY_DRIVER)
     ]
     assert bad == []
 

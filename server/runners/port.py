@@ -20,6 +20,7 @@ class StageCommand:
     wall_seconds: float
     threads: int
     run_id: str
+    uses_gpu: bool = False  # where the runner has one to give
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,11 +44,14 @@ class StageOutcome:
     timed_out: bool = False
     stopped: bool = False
     violation: str = ""  # what it sent that no stage sends
+    lost: str = ""  # why the runner has no result of it, where that is not the stage's doing
     stderr_tail: str = ""
 
 
 class Runner(Protocol):
     """Runs one stage to its end."""
+
+    term_seconds: float  # that a stage has to obey once it is told to end
 
     async def run(
         self,

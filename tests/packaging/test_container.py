@@ -143,3 +143,14 @@ def test_the_image_runs_as_nobody_in_particular_and_says_how_it_is() -> None:
     assert all((ROOT / name).exists() for name in copied)
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert {f"!{name}" for name in copied} <= set(ignored)
+
+
+def test_cluster_of_the_docs_has_the_port_that_they_name_and_reports_nothing() -> None:
+    cluster = yaml.safe_load((DEPLOY / "ray-cluster.yaml").read_text())
+    head, worker = (" ".join(cluster[f"{kind}_start_ray_commands"]) for kind in ("head", "worker"))
+    address = f"ray://{cluster['provider']['head_ip']}:10001"
+    assert "--ray-client-server-port=10001" in head
+    assert address in (ROOT / "docs" / "cluster.md").read_text()
+    for commands in (head, worker):
+        assert "RAY_USAGE_STATS_ENABLED=0" in commands
+        assert "RAY_AUTH_MODE=token" in commands

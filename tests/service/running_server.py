@@ -48,6 +48,7 @@ class RunningServer:
     options: tuple[str, ...] = ()
     port: bool = False  # of the loopback in place of a socket
     launcher: tuple[str, ...] = ()  # arguments of a Python that starts the server's
+    start_seconds: float = START_SECONDS
     process: subprocess.Popen[bytes] | None = None
     channels: list[grpc.Channel] = field(default_factory=list)
 
@@ -71,7 +72,7 @@ class RunningServer:
             ],
             stderr=subprocess.PIPE,
         )
-        until(self._ready, START_SECONDS)
+        until(self._ready, self.start_seconds)
         return self
 
     def _ready(self) -> bool:
