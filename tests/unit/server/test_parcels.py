@@ -68,12 +68,12 @@ def test_result_of_another_node_is_that_of_this_one(
     tmp_path: Path, command: StageCommand, inputs: dict[str, Any], place: Place
 ) -> None:
     out = on_a_node(command, place, pack(command, place, Digests()), tmp_path / "node")
-    assert publish(out, read_finished(SCORING, out, hash_files=True), place)
+    assert publish(out, read_finished(SCORING, out), place)
     assert unpack(command.workdir, place)
     (tmp_path / "here").mkdir()
     here = execute(SCORING, tmp_path / "here", inputs, SilentProgress())
     assert read_manifest(command.workdir / "out")["digest"] == read_manifest(here)["digest"]
-    read_finished(SCORING, command.workdir / "out", hash_files=True)
+    read_finished(SCORING, command.workdir / "out")
 
 
 def test_the_first_result_counts_and_the_second_node_runs_nothing(
@@ -82,8 +82,8 @@ def test_the_first_result_counts_and_the_second_node_runs_nothing(
     listing = pack(command, place, Digests())
     first = on_a_node(command, place, listing, tmp_path / "one")
     second = on_a_node(command, place, listing, tmp_path / "two")
-    assert publish(first, read_finished(SCORING, first, hash_files=True), place)
-    assert not publish(second, read_finished(SCORING, second, hash_files=True), place)
+    assert publish(first, read_finished(SCORING, first), place)
+    assert not publish(second, read_finished(SCORING, second), place)
     unpack(command.workdir, place)
     kept = (command.workdir / "out" / "manifest.json").read_bytes()
     assert kept == (first / "manifest.json").read_bytes() != (second / "manifest.json").read_bytes()
