@@ -52,15 +52,10 @@ def compress(
     label_weight: o.LabelWeight = None,
     class_weights: o.ClassWeights = None,
     radius: o.Radius = None,
-    score: o.Score = None,
-    rule: o.Rule = None,
-    picks: o.Picks = None,
-    threshold: o.Threshold = None,
-    prior: o.Prior = None,
-    class_floors: o.ClassFloors = None,
-    class_caps: o.ClassCaps = None,
-    keep_look_alikes: o.KeepLookAlikes = False,
-    excluded: o.Excluded = None,
+    score: o.Score = None, prior: o.Prior = None,
+    rule: o.Rule = None, picks: o.Picks = None, threshold: o.Threshold = None,
+    class_floors: o.ClassFloors = None, class_caps: o.ClassCaps = None,
+    keep_look_alikes: o.KeepLookAlikes = False, excluded: o.Excluded = None,
     layout: o.Layout = None,
     channels: o.Channels = None,
     scale: o.Scale = None,
@@ -86,7 +81,7 @@ def compress(
     server: o.Server = None,
     data: o.Data = None,
     as_json: o.AsJson = False,
-) -> None:
+) -> None:  # fmt: skip
     """Compress a teacher into a small verified student, or a job again with other options."""
     _run(ctx, server, data, out, detach)
 

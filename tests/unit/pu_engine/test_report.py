@@ -23,6 +23,7 @@ from pu_engine.bundle_types import Bundle, Bundles
 from pu_engine.differences import Confusion, Differences, WorstImage
 from pu_engine.fact_types import Latency
 from pu_engine.jsonform import to_json
+from pu_engine.pick_types import PoorClass, ReliabilityBin
 from pu_engine.pool import pool_folder
 from pu_engine.pool_types import IngestInputs
 from pu_engine.progress import SilentProgress
@@ -69,6 +70,16 @@ TEACHER = Teacher(
 SELECTION = Selection(
     pool_images=POOL_IMAGES, picked=12, score="pu", why="A share of .25 looks like the source.", prior=0.25,
     prior_given=False, threshold=0.6, class_counts=(4, 4, 4), class_available=(10, 10, 10), warnings=("Few picks.",),
+    reliability=(
+        ReliabilityBin(pool=25, labelled=1, believed=0.1, read=0.05),
+        ReliabilityBin(pool=5, labelled=5, believed=0.9, read=0.95),
+    ),
+    poor_classes=(
+        PoorClass(
+            name=HOSTILE, available=10, wanted=40, nearest="<b>/000003", nearest_class="$x", nearest_probability=0.25
+        ),
+    ),
+    look_alikes=7, excluded=2,
 )  # fmt: skip
 STUDENT = Student(
     spec=StudentSpec(
@@ -155,6 +166,7 @@ def write_selection(folder: Path) -> None:
         }
     )
     pq.write_table(table, folder / "selection.parquet")
+    np.save(folder / report.LABELLED_SCORES, np.linspace(0.5, 1.0, 6))
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> tuple[str, ...]:
@@ -457,6 +469,13 @@ def test_table_of_files_has_a_line_for_each_timing_and_says_what_was_not_measure
     assert table.count("not measured: no such device here") == 2
     assert '<td class="n">2,000</td>' in table  # images a second: one in 0.5 ms
     assert table.count("<tr>") == 1 + 2 + 1 + 1
+
+
+def test_page_shows_how_reliable_the_score_is_and_what_the_pool_lacks(page: str) -> None:
+    assert 'aria-label="Reliability of the believed probabilities"' in page
+    assert "labelled (6)" in page
+    assert "7 images that look like a better one, 2 that are, or look like, those to exclude" in page
+    assert "<code>&lt;b&gt;/000003</code>, taken for $x, this class at 25.0 %" in page
 
 
 def test_page_shows_pictures_of_each_class(page: str) -> None:
