@@ -20,6 +20,10 @@ class Crops:
     offsets: Tensor  # int64 [2, N]: rows and columns of the padded image
     mirrored: Tensor  # int64 [N], 0 or 1
 
+    def at(self, places: Tensor) -> Crops:
+        """Those of some of the images."""
+        return Crops(offsets=self.offsets[:, places], mirrored=self.mirrored[places])
+
 
 def draw_crops(n: int, size: int, generator: Generator) -> Crops:
     """Crops and mirrors of n images, each as likely as any other."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pu_engine.augmentation import crop, draw_crops
+from pu_engine.augmentation import Crops, crop, draw_crops
 from pu_engine.device_copy import sent
 from pu_engine.distill_types import DistillationOptions
-from pu_engine.mixing import draw_mixing, mix_images, mix_targets
+from pu_engine.mixing import Mixing, draw_mixing, mix_images, mix_targets
+from pu_engine.processes import ALONE, Processes
 
 LABELLED_STREAM, PICKED_STREAM, VIEW_STREAM, DROPOUT_STREAM, NOISE_STREAM, BANK_STREAM = range(6)
 # A rare class is shown at most this many times as often as its images alone would be.
@@ -50,17 +52,21 @@ class Batch:
     features: Tensor | None = None  # float32 [B, W]
     partner_labels: Tensor | None = None  # int64 [L], of what is mixed in
     share: float = 1.0  # of each image itself in a mixed one
+    # How much the mean over this process's rows, and over its labelled ones, counts in the mean over the processes, for
+    # that to be the mean over the whole batch's.
+    rows_weight: float = 1.0
+    labels_weight: float = 1.0
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
         features, partner = self.features, self.partner_labels
-        return Batch(
+        return replace(
+            self,
             images=sent(self.images, device),
             targets=sent(self.targets, device),
             labels=sent(self.labels, device),
             features=None if features is None else sent(features, device),
             partner_labels=None if partner is None else sent(partner, device),
-            share=self.share,
         )
 
 
@@ -98,12 +104,23 @@ class Draws:
         return self._held[1]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Shown:
+    """What a step draws for its whole batch, before anything is read."""
+
+    rows: list[Rows]  # of each part
+    view: Tensor  # int64 [B]: 1 for a mirror; of a bank the view
+    crops: Crops | None  # None: of a bank
+    mixing: Mixing | None
+
+
 class Sampler:
-    """The batches of one training set, by step.
+    """The batches of one training set, by step: of each, the rows that are this process's.
 
     Args:
         scale: of the cached targets.
         device: where images are cropped and mixed, the same to the bit on each.
+        processes: that share the batch. Each draws the whole of it and reads its own rows.
     """
 
     def __init__(
@@ -115,6 +132,7 @@ class Sampler:
         scale: float = 1.0,
         *,
         device: torch.device = CPU,
+        processes: Processes = ALONE,
     ) -> None:
         self._parts = labelled, picked
         self._options, self._seed, self._scale, self._device = options, seed, scale, device
@@ -125,6 +143,11 @@ class Sampler:
             Draws(len(labelled), None, seed=seed, stream=LABELLED_STREAM),
             Draws(len(picked), weights, seed=seed, stream=PICKED_STREAM),
         )
+        own_labelled, own_picked = processes.own_rows(self._counts)
+        self._own = torch.from_numpy(np.concatenate([own_labelled, count + own_picked]))
+        self._own_labelled = torch.from_numpy(own_labelled)
+        self._rows_weight = processes.count * len(self._own) / options.batch_size
+        self._labels_weight = processes.count * len(own_labelled) / count if count else 1.0
 
     def batch(self, step: int, *, live: bool = False) -> Batch:
         """The batch of a step: each image cropped and mirrored at random, then mixed where the options say so.
@@ -132,47 +155,70 @@ class Sampler:
         Args:
             live: leave the targets out; the teacher will be asked for the views themselves.
         """
+        shown, options = self._draw(step), self._options
+        weights = {"rows_weight": self._rows_weight, "labels_weight": self._labels_weight}
+        labels = torch.from_numpy(self._parts[0].labels[shown.rows[0]])
+        own_labels = sent(labels[self._own_labelled], self._device)
+        if shown.mixing is None:
+            images, targets, features = self._read(shown, self._own)
+            targets = targets[:, :0] if live else targets
+            return Batch(images=images, targets=targets, labels=own_labels, features=features, **weights)
+
+        # Partners may be other processes' rows; what is both is read once.
+        partner, share = shown.mixing.partner, shown.mixing.share
+        needed, place = torch.unique(torch.cat([self._own, partner[self._own]]), return_inverse=True)
+        images, targets, features = self._read(shown, needed)
+        own, other = sent(place, self._device).split(len(self._own))
+        return Batch(
+            images=mix_images(images[own], images[other], shown.mixing),
+            targets=targets[own, :0]
+            if live
+            else mix_targets(targets[own], targets[other], share, options.loss.temperature),
+            labels=own_labels,
+            features=None if features is None else share * features[own] + (1.0 - share) * features[other],
+            partner_labels=sent(labels[partner[self._own_labelled]], self._device),
+            share=share,
+            **weights,
+        )
+
+    def _draw(self, step: int) -> Shown:
         counts, options = self._counts, self._options
         rows = [draws.take(step * count, count) for draws, count in zip(self._draws, counts, strict=True)]
         generator = torch.Generator().manual_seed(derived_seed(self._seed, VIEW_STREAM, step))
-        images, targets = self._views(rows, generator)
-        features = self._features(rows)
-        labels = sent(torch.from_numpy(self._parts[0].labels[rows[0]]), self._device)
-        targets = targets[:, :0] if live else targets
-        if not (options.mixup or options.cutmix):
-            return Batch(images=images, targets=targets, labels=labels, features=features)
-        mixing = draw_mixing(counts, images.shape[1], options.mixup, options.cutmix, generator)
-        partner, share = sent(mixing.partner, self._device), mixing.share
-        return Batch(
-            images=mix_images(images, images[partner], mixing),
-            targets=targets if live else mix_targets(targets, targets[partner], share, options.loss.temperature),
-            labels=labels,
-            features=None if features is None else share * features + (1.0 - share) * features[partner],
-            partner_labels=labels[partner[: counts[0]]],
-            share=share,
-        )
-
-    def _views(self, rows: list[Rows], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Views of images, uint8 [B, S, S, C], and the teacher's logits of them, float32 [B, K]."""
-        parts = list(zip(self._parts, rows, strict=True))
         size, views = self._parts[0].images.shape[-2], self._parts[0].targets.shape[1]
         banked = self._parts[0].images.ndim == 5
-        crops = None if banked else draw_crops(sum(self._counts), size, generator)
-        view = crops.mirrored if crops else torch.randint(0, views, (sum(self._counts),), generator=generator)
-        chosen = np.split(view.numpy(), [len(rows[0])])
-        shown = [
-            (part.images[own, which] if banked else part.images[own], part.targets[own, which])
-            for (part, own), which in zip(parts, chosen, strict=True)
+        crops = None if banked else draw_crops(options.batch_size, size, generator)
+        view = crops.mirrored if crops else torch.randint(0, views, (options.batch_size,), generator=generator)
+        mixed = options.mixup or options.cutmix
+        mixing = draw_mixing(counts, size, options.mixup, options.cutmix, generator) if mixed else None
+        return Shown(rows=rows, view=view, crops=crops, mixing=mixing)
+
+    def _read(self, shown: Shown, places: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Views of some of a batch's images, uint8 [n, S, S, C], the teacher's logits of them, float32 [n, K], and its
+        features.
+
+        Args:
+            places: in the batch, ascending, so that labelled ones come first.
+        """
+        at, view = places.numpy(), shown.view[places].numpy()
+        first = int(np.searchsorted(at, self._counts[0]))
+        own = shown.rows[0][at[:first]], shown.rows[1][at[first:] - self._counts[0]]
+        views = view[:first], view[first:]
+        read = [
+            (part.images[rows] if shown.crops else part.images[rows, which], part.targets[rows, which])
+            for part, rows, which in zip(self._parts, own, views, strict=True)
         ]
         images, targets = (
-            sent(torch.from_numpy(np.concatenate(arrays)), self._device) for arrays in zip(*shown, strict=True)
+            sent(torch.from_numpy(np.concatenate(arrays)), self._device) for arrays in zip(*read, strict=True)
         )
         if self._scale != 1.0:
             targets = targets * self._scale
-        return crop(images, crops) if crops else images, targets
+        if shown.crops:
+            images = crop(images, shown.crops.at(places))
+        return images, targets, self._features(own)
 
-    def _features(self, rows: list[Rows]) -> Tensor | None:
-        found = [part.features[own] for part, own in zip(self._parts, rows, strict=True) if part.features is not None]
+    def _features(self, own: Sequence[Rows]) -> Tensor | None:
+        found = [part.features[rows] for part, rows in zip(self._parts, own, strict=True) if part.features is not None]
         return sent(torch.from_numpy(np.concatenate(found)), self._device).float() if len(found) == 2 else None
 
 

@@ -20,6 +20,7 @@ from pu_engine.class_weights import (
     worst_case_kl,
 )
 from pu_engine.distill_types import DEFAULT_RADIUS, DistillationOptions
+from pu_engine.processes import ALONE, Processes
 
 CLASS_LOSS_DECAY = 0.9
 CHUNK_ROWS = 4096  # of targets: with 1,000 classes 33 MB in float64
@@ -77,18 +78,24 @@ def class_weighting(
     return ClassWeighting(rule=rule, radius=radius, shares=shares, static=static)
 
 
-def running_class_loss(before: Tensor, rows: Tensor, classes: Tensor, *, first: bool) -> Tensor:
+def running_class_loss(
+    before: Tensor, rows: Tensor, classes: Tensor, *, first: bool, processes: Processes = ALONE
+) -> Tensor:
     """Decayed mean of each class's loss, float64 [K]; a class that the batch lacks keeps its value.
 
     Args:
         rows: loss of each image, float [B].
         first: whether `before` means nothing yet; every class then starts from the batch's mean.
+        processes: that share the batch; each gets the whole of it.
     """
-    rows = rows.double()
+    rows, classes_in_all = rows.double(), len(before)
     if first:
-        before = torch.full_like(before, rows.mean().item())
-    counts = torch.bincount(classes, minlength=len(before))
-    means = torch.bincount(classes, weights=rows, minlength=len(before)) / counts.clamp_min(1)
+        total, count = processes.total(torch.stack([rows.sum(), rows.new_tensor(len(rows))])).tolist()
+        before = torch.full_like(before, total / count)
+    counts = torch.bincount(classes, minlength=classes_in_all).double()
+    sums = torch.bincount(classes, weights=rows, minlength=classes_in_all)
+    sums, counts = processes.total(torch.stack([sums, counts]))
+    means = sums / counts.clamp_min(1)
     return torch.where(counts > 0, CLASS_LOSS_DECAY * before + (1.0 - CLASS_LOSS_DECAY) * means, before)
 
 

@@ -6,10 +6,11 @@ import hashlib
 import json
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from exporters.errors import ExportError
 from pu_engine.agreement import accuracy
@@ -20,9 +21,11 @@ from pu_engine.distill_checks import check_options
 from pu_engine.errors import EngineError
 from pu_engine.evaluation import agreement_with_teacher, predict
 from pu_engine.hint_features import hint_features
+from pu_engine.joint_training import process_count, train_together
 from pu_engine.jsonform import to_json
 from pu_engine.live_teacher import choose_targets, live_teacher, needs_resize
 from pu_engine.own_weights import load_own
+from pu_engine.processes import ALONE, Processes
 from pu_engine.progress import Progress
 from pu_engine.results import canonical_json, load, write_atomic
 from pu_engine.student_choice import AUTO, Candidate, largest, shortlist
@@ -44,27 +47,29 @@ def run(inputs: DistillationInputs, out: Path, progress: Progress) -> Student:
     """Train the student that the options name; a killed run goes on from its last checkpoint.
 
     Raises:
-        EngineError: STUDENT_UNKNOWN, STUDENT_UNSUPPORTED, REQUEST_INVALID, TRAINING_DIVERGED.
+        EngineError: STUDENT_UNKNOWN, STUDENT_UNSUPPORTED, REQUEST_INVALID, TRAINING_DIVERGED; STAGE_CRASHED where one
+            of several processes did.
     """
     options = inputs.distillation
     check_options(options)
     budget = steps_of(inputs.budget, options)
-    teacher, arrays = load(Teacher, inputs.intake.path), load(TrainingSet, inputs.gathering.path)
+    arrays = load(TrainingSet, inputs.gathering.path)
+    count = process_count(inputs, progress)
     with repeatable(inputs.threads):
         name, candidates = _choose(inputs, arrays, budget, out, progress)
-        torch.manual_seed(inputs.seed)
-        module = build(name, arrays.size, arrays.channels, arrays.classes)
-        if inputs.student.weights is not None:
-            load_own(module, Path(inputs.student.weights.path))
-        spec = describe(name, module, arrays, teacher.class_names)
         device = training_device()
-        module.to(device)
         how, why = choose_targets(options.targets, Path(inputs.intake.path), device)
-        task = build_task(inputs, spec, budget, how, device)
-        if how == "live":
-            task = replace(task, source=live_source(inputs, task, teacher, device))
+        prepared = prepare(inputs, name, how, device)
+        module, spec, task = prepared.module, prepared.spec, prepared.task
         started = time.perf_counter()
-        curve = train(module, task, out / CHECKPOINTS, progress)
+        if count > 1:
+            given = {
+                "inputs": inputs, "student": name, "targets": how, "checkpoints": str((out / CHECKPOINTS).absolute()),
+                "threads": max(1, inputs.threads // count),
+            }  # fmt: skip
+            curve = train_together(module, given, count, out, progress)
+        else:
+            curve = train(module, task, out / CHECKPOINTS, progress)
         seconds = time.perf_counter() - started
         held_out = predict(module, task.held_out.images, spec.preprocessing).numpy()
         agreement = agreement_with_teacher(module, task.held_out, spec.preprocessing)
@@ -87,6 +92,32 @@ def run(inputs: DistillationInputs, out: Path, progress: Progress) -> Student:
         images_per_second=budget.steps * options.batch_size / seconds,
         candidates=candidates,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prepared:
+    """A student that is yet to be trained, on its device, and how."""
+
+    module: nn.Module
+    spec: StudentSpec
+    task: Task
+
+
+def prepare(
+    inputs: DistillationInputs, name: str, targets: str, device: torch.device, processes: Processes = ALONE
+) -> Prepared:
+    """Build the student by name, and the training that it gets in this process."""
+    teacher, arrays = load(Teacher, inputs.intake.path), load(TrainingSet, inputs.gathering.path)
+    torch.manual_seed(inputs.seed)
+    module = build(name, arrays.size, arrays.channels, arrays.classes)
+    if inputs.student.weights is not None:
+        load_own(module, Path(inputs.student.weights.path))
+    spec = describe(name, module, arrays, teacher.class_names)
+    budget = steps_of(inputs.budget, inputs.distillation)
+    task = replace(build_task(inputs, spec, budget, targets, device), processes=processes)
+    if targets == "live":
+        task = replace(task, source=live_source(inputs, task, teacher, device))
+    return Prepared(module=module.to(device), spec=spec, task=task)
 
 
 def build_task(
@@ -127,7 +158,9 @@ def live_source(inputs: DistillationInputs, task: Task, teacher: Teacher, device
     size does the whole of it, in its order.
     """
     on_gpu, resized = device.type == "cuda", needs_resize(task.labelled.images.shape[-2], teacher.preprocessing)
-    sampler = Sampler(task.labelled, task.picked, task.options, task.seed, device=CPU if resized else device)
+    sampler = Sampler(
+        task.labelled, task.picked, task.options, task.seed, device=CPU if resized else device, processes=task.processes
+    )
     ask = live_teacher(Path(inputs.intake.path), teacher.preprocessing, device)
     live = LiveTargets(sampler, ask, task.target_scale)
     beside = resized if on_gpu else inputs.threads > 1

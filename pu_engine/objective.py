@@ -12,6 +12,7 @@ from pu_engine import distill_loss
 from pu_engine.batches import Batch
 from pu_engine.class_weighting import ClassWeighting, running_class_loss
 from pu_engine.distill_types import DistillLoss
+from pu_engine.processes import ALONE, Processes
 
 BY_ROW = ("kl", "dkd", "standardised")
 OF_BATCH = ("dist", "hints", "noisy_labels", "labels")
@@ -36,14 +37,23 @@ class Objective(nn.Module):
     Args:
         teacher_accuracy: on labelled images; the diagonal of the confusion.
         widths: of the student's features and of the teacher's last tap, where there are hints.
+        processes: that share each batch. The mean of their losses is that of the whole batch, but for `dist` and the
+            spread of hints, which each takes of its own rows.
     """
 
     fixed_weights: Tensor
 
     def __init__(
-        self, loss: DistillLoss, weighting: ClassWeighting, *, teacher_accuracy: float, widths: tuple[int, int] | None
+        self,
+        loss: DistillLoss,
+        weighting: ClassWeighting,
+        *,
+        teacher_accuracy: float,
+        widths: tuple[int, int] | None,
+        processes: Processes = ALONE,
     ) -> None:
         super().__init__()
+        self.processes = processes
         self.loss, self.weighting, self.teacher_accuracy = loss, weighting, teacher_accuracy
         classes = len(weighting.shares)
         self.confusion = nn.Parameter(torch.zeros(classes, classes - 1)) if loss.noisy_labels else None
@@ -69,19 +79,27 @@ class Objective(nn.Module):
         members = self.fixed_weights
         if self.weighting.adaptive:
             # The worst case is found on the host.
-            class_loss = running_class_loss(class_loss, rows.detach().cpu(), answers.cpu(), first=first)
+            class_loss = running_class_loss(
+                class_loss, rows.detach().cpu(), answers.cpu(), first=first, processes=self.processes
+            )
             members = self.weighting.class_weights(class_loss).to(rows.device)
-        by_member = (members[:, answers] * rows).mean(dim=1)
-        total, member = by_member.max(dim=0)
+        by_member = (members[:, answers] * rows).mean(dim=1) * batch.rows_weight
+        member = self._larger(by_member)
+        total = torch.where(torch.arange(len(members), device=member.device) == member, by_member, 0.0).sum()
 
         whole = self._batch_parts(logits, features, batch, answers)
         for name, value in whole.items():
             total = total + getattr(self.loss, name) * value
-        means = {name: values.mean() for name, values in parts.items()} | whole
+        means = {name: values.mean() * batch.rows_weight for name, values in parts.items()} | whole
         return Losses(
             total=total, parts={name: value.detach() for name, value in means.items()}, class_loss=class_loss,
             class_weights=members.index_select(0, member[None])[0],
         )  # fmt: skip
+
+    def _larger(self, by_member: Tensor) -> Tensor:
+        """Of the class weights' set the member of larger loss over the whole batch."""
+        losses = by_member.detach().clone()
+        return (self.processes.total(losses) if len(losses) > 1 else losses).argmax()
 
     def _row_parts(self, logits: Tensor, batch: Batch, answers: Tensor) -> dict[str, Tensor]:
         loss, targets = self.loss, batch.targets
@@ -109,7 +127,10 @@ class Objective(nn.Module):
             parts["noisy_labels"] = distill_loss.noisy_label_loss(logits, answers, matrix)
         if loss.labels and len(batch.labels):
             parts["labels"] = label_loss(logits[: len(batch.labels)], batch)
-        return parts
+        elif loss.labels and not batch.labels_weight:
+            parts["labels"] = 0.0 * logits.sum()  # other processes have the batch's labelled images
+        weight = {"labels": batch.labels_weight}
+        return {name: value * weight.get(name, batch.rows_weight) for name, value in parts.items()}
 
 
 def label_loss(logits: Tensor, batch: Batch) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pu_engine.batches import CPU, Batch, Part, Sampler
 from pu_engine.distill_types import DistillationOptions
+from pu_engine.processes import ALONE, Processes
 
 AskTeacher = Callable[[Tensor], Tensor]  # uint8 [B, S, S, C] to logits float32 [B, K]
 
@@ -37,8 +38,9 @@ class CachedTargets:
         scale: float = 1.0,
         *,
         device: torch.device = CPU,
+        processes: Processes = ALONE,
     ) -> None:
-        self._sampler = Sampler(labelled, picked, options, seed, scale, device=device)
+        self._sampler = Sampler(labelled, picked, options, seed, scale, device=device, processes=processes)
 
     def batch(self, step: int) -> Batch:
         """The batch of a step."""

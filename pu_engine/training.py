@@ -1,4 +1,8 @@
-"""The distillation loop: SGD with momentum under a cosine rate, resumable to the bit on a CPU."""
+"""The distillation loop: SGD with momentum under a cosine rate, resumable to the bit on a CPU.
+
+Several processes may run it together (`Task.processes`): each computes its rows of every batch, gradients, batch
+statistics and the classes' losses are those of the whole batch, and the first one keeps checkpoints and reports.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pu_engine import averaging, checkpoints
 from pu_engine.averaging import averaged
@@ -22,8 +27,10 @@ from pu_engine.distill_types import DistillationOptions
 from pu_engine.errors import EngineError
 from pu_engine.evaluation import agreement_with_teacher, model_input
 from pu_engine.objective import Losses, Objective
+from pu_engine.processes import ALONE, Processes
 from pu_engine.progress import Progress
 from pu_engine.student_features import FeatureTap
+from pu_engine.synchronised_norm import synchronise
 from pu_engine.targets import CachedTargets, TargetSource
 from pu_engine.types import Preprocessing
 
@@ -60,6 +67,7 @@ class Task:
     target_scale: float = 1.0  # of the teacher's logits
     teacher_accuracy: float = 1.0
     source: TargetSource | None = None  # None: the targets of the parts
+    processes: Processes = ALONE  # that train together, this one among them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -96,16 +104,18 @@ def train(module: nn.Module, task: Task, folder: Path, progress: Progress) -> li
                 state = roll_back(run, state, "not finite")
             if run.scaler.is_enabled():
                 state.gradient_scale = run.scaler.get_scale()
-            checkpoints.save(folder, task.key, run.trained, run.optimiser, state)
+            if task.processes.first:
+                checkpoints.save(folder, task.key, run.trained, run.optimiser, state)
 
         # Dropout and stochastic depth draw from torch's own generator.
-        torch.manual_seed(derived_seed(task.seed, DROPOUT_STREAM, state.step))
+        torch.manual_seed(derived_seed(task.seed, DROPOUT_STREAM, state.step, task.processes.rank))
         rate = learning_rate(state.step, task.steps, options) * state.rate_scale
         for group in run.optimiser.param_groups:
             group["lr"] = rate
         losses = forward(run, run.source.batch(state.step), state)
         run.optimiser.zero_grad(set_to_none=True)
         run.scaler.scale(losses.total).backward()  # type: ignore[no-untyped-call]
+        task.processes.average_gradients(run.objective.parameters())
         if options.clip_norm:
             run.scaler.unscale_(run.optimiser)
             torch.nn.utils.clip_grad_norm_(run.trained.parameters(), options.clip_norm)
@@ -126,8 +136,13 @@ def train(module: nn.Module, task: Task, folder: Path, progress: Progress) -> li
 
 
 def start(module: nn.Module, task: Task, folder: Path, progress: Progress) -> Run:
-    """Everything that a training needs, on its device."""
-    options, device = task.options, device_of(module)
+    """Everything that a training needs, on its device.
+
+    With several processes the module's batch normalisations are replaced by ones that use the whole batch's statistics.
+    """
+    options, device, processes = task.options, device_of(module), task.processes
+    if processes.count > 1:
+        synchronise(module, device)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     weighting = class_weighting(task.labelled, task.picked, options, task.seed, task.target_scale)
     tap, widths = None, None
@@ -135,7 +150,9 @@ def start(module: nn.Module, task: Task, folder: Path, progress: Progress) -> Ru
         tap = FeatureTap(module)
         widths = tap.width, int(task.labelled.features.shape[1])
     torch.manual_seed(derived_seed(task.seed, DROPOUT_STREAM))  # the projection's first weights
-    objective = Objective(options.loss, weighting, teacher_accuracy=task.teacher_accuracy, widths=widths).to(device)
+    objective = Objective(
+        options.loss, weighting, teacher_accuracy=task.teacher_accuracy, widths=widths, processes=processes
+    ).to(device)
     trained = nn.ModuleDict({"student": module, "objective": objective})
     optimiser = torch.optim.SGD(
         [
@@ -144,16 +161,22 @@ def start(module: nn.Module, task: Task, folder: Path, progress: Progress) -> Ru
         ],
         lr=1.0, momentum=MOMENTUM, nesterov=True,
     )  # fmt: skip
+    # Statistics stay the same in all processes: no step has to broadcast them.
+    network = DistributedDataParallel(module, forward_sync_buffers=False) if processes.count > 1 else module
+    if options.compiled:
+        network = torch.compile(network)  # type: ignore[assignment]
     dtype = PRECISIONS[precision(options.precision, device)]
     return Run(
         module=module,
-        network=torch.compile(module) if options.compiled else module,  # type: ignore[arg-type]
+        network=network,
         trained=trained,
         optimiser=optimiser,
         objective=objective,
         features=tap,
         source=task.source
-        or CachedTargets(task.labelled, task.picked, options, task.seed, task.target_scale, device=device),
+        or CachedTargets(
+            task.labelled, task.picked, options, task.seed, task.target_scale, device=device, processes=processes
+        ),
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         dtype=dtype,
         device=device,
@@ -170,6 +193,7 @@ def begin(run: Run) -> TrainingState:
         classes = len(run.objective.weighting.shares)
         average = averaging.start(run.module) if run.task.options.average_decay else {}
         state = TrainingState(class_loss=torch.zeros(classes, dtype=torch.float64), average=average)
+    run.task.processes.wait()  # before the first one writes a checkpoint that another is reading
     return on_device(run, state)
 
 
@@ -190,7 +214,7 @@ def forward(run: Run, batch: Batch, state: TrainingState) -> Losses:
     logits, first = logits.float(), state.step == 0
     if first:
         nothing = run.objective(torch.zeros_like(logits), features, batch, state.class_loss, first=True)
-        state.ignorant_loss = nothing.total.item()
+        state.ignorant_loss = run.task.processes.mean(nothing.total.detach()).item()
     losses: Losses = run.objective(logits, features, batch, state.class_loss, first=first)
     return losses
 
@@ -264,7 +288,7 @@ def read(run: Run, state: TrainingState) -> str:
         What is wrong with a step's loss, in words; `state.step` is then that step's. Empty where nothing is.
     """
     unread, state.unread = state.unread, []
-    numbers: list[list[float]] = torch.stack([one.values for one in unread]).tolist()
+    numbers: list[list[float]] = run.task.processes.mean(torch.stack([one.values for one in unread])).tolist()
     metrics: dict[str, float] = {}
     for one, values in zip(unread, numbers, strict=True):
         trouble = divergence(one.step, values[0], state)
@@ -294,7 +318,7 @@ def add_to_curve(run: Run, state: TrainingState, one: StepValues, metrics: dict[
         return
     taken = state.sums.pop("steps")
     row = {"step": float(done), **{n: total / taken for n, total in state.sums.items()}, "learning_rate": one.rate}
-    if done % (row_steps(task) * ROWS_PER_EVALUATION) == 0 or last:
+    if task.processes.first and (done % (row_steps(task) * ROWS_PER_EVALUATION) == 0 or last):
         with averaged(run.module, state.average):
             row["held_out_agreement"] = agreement_with_teacher(run.module, task.held_out, task.preprocessing)
     state.curve.append(row)

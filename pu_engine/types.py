@@ -298,6 +298,7 @@ class DistillationInputs:
     distillation: DistillationOptions = field(default_factory=DistillationOptions)
     seed: int = 0
     threads: int = 1
+    processes: int = 0  # that train together; 0: one a visible GPU, on a CPU one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
