@@ -90,7 +90,7 @@ class Work:
     accepted: list[str] = field(default_factory=list)
     refusals: Counter[str] = field(default_factory=Counter)  # codes of what was tried again
     problems: list[str] = field(default_factory=list)
-    done: threading.Event = field(default_factory=threading.Event)
+    done: threading.Event = field(default_factory=threading.Event)  # all was had once: too late for a fault
 
     def run(self) -> None:
         """All of it; what must not happen is noted under `problems`."""
@@ -111,6 +111,7 @@ class Work:
             for turn in ("first", "again"):  # the second reuses what the first has left, and needs its slots
                 await (self._compress if self.part == "compression" else self._look)(client, turn)
                 if turn == "first":
+                    self.done.set()
                     await asyncio.to_thread(self.over.wait, OVER_SECONDS)
             artifact = job_pb2.Artifact(path="parcel", sha256=parcel.sha256, size=parcel.size)
             await self._call(download, client.connection, [artifact], self.folder)
