@@ -138,7 +138,7 @@ def test_cluster_elsewhere_is_reached_by_its_client_port(folder: Path, monkeypat
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     ports = [f"--port={free_port()}", f"--ray-client-server-port={(client := free_port())}"]
-    head = [Path(sys.executable).parent / "ray", "start", "--head", "--block", *ports, "--num-cpus=2"]
+    head = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", *ports, "--num-cpus=2"]
     with subprocess.Popen([*head, "--include-dashboard=false", f"--temp-dir={folder / 'r'}"]) as ray_head:
         server = RunningServer(
             folder, options=("--runner", f"ray://127.0.0.1:{client}", "--threads", "2"), start_seconds=START_SECONDS

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
+from pu_engine.pipeline import SCORING
 from punnet.errors import InvalidRequest, ServerUnavailable
 from server.runners import choice, ray_link
 from server.runners.choice import RunnerChoice, check_choice
 from server.runners.port import StageCommand, StageOutcome, StageProgress
 from server.runners.ray_link import DriverLink, DriverLost
 from server.runners.ray_runner import RayRunner
+from server.stage_execution import StageFailed, judge
 
 # Answers each request as its stage's name says; "slow" waits to be stopped.
 DRIVER = """
@@ -142,6 +144,12 @@ def test_stage_whose_drivers_keep_dying_is_lost(tmp_path: Path, monkeypatch: pyt
     assert asyncio.run(work()) == "after 3 tries: the Ray driver ended"
 
 
+def test_lost_stage_fails_its_job_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(StageFailed, match="scoring has no result: its node burns") as caught:
+        judge(SCORING, tmp_path, StageOutcome(returncode=0, seconds=0.0, lost="its node burns"))
+    assert caught.value.error["code"] == "STAGE_LOST"
+
+
 def test_driver_without_a_cluster_says_why(tmp_path: Path) -> None:
     link = link_to("import sys; sys.exit('no such host')", tmp_path)
     with pytest.raises(ServerUnavailable, match="no such host") as caught:
@@ -150,7 +158,7 @@ def test_driver_without_a_cluster_says_why(tmp_path: Path) -> None:
 
 
 def test_missing_ray_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_link.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ServerUnavailable, match=r"punnet\[ray\]"):
         ray_link.driver_arguments("local", 1, "test")
 

@@ -73,7 +73,7 @@ def test_node_that_does_not_confine_runs_nothing_unless_the_server_allows_it(
 
 
 def test_probe_that_fails_counts_as_no_confinement(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_task.sys, "executable", "/bin/false")
+    monkeypatch.setattr("sys.executable", "/bin/false")
     assert ray_task.open_ways.__wrapped__() == ("anything: its probe failed",)
 
 
@@ -89,7 +89,7 @@ def test_board_keeps_the_newest_tick_of_each_run() -> None:
 def test_scratch_of_a_killed_task_is_removed_and_of_a_living_one_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_task.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     living = tmp_path / f"{SCRATCH}{os.getpid()}-{start_time(os.getpid())}"
     for folder in (living, tmp_path / f"{SCRATCH}{os.getpid()}-1", tmp_path / f"{SCRATCH}999999999-1"):
         folder.mkdir()
