@@ -27,7 +27,7 @@ from benchmarks.cutting_proxy import CuttingProxy
 from benchmarks.server_process import ServerProcess
 
 POLL_SECONDS = 0.02
-LONGEST_DELAY_SECONDS = 2.0  # a stage's process lives 1 to 5 s
+DELAYS_SECONDS = (0.2, 2.0)  # a stage without torch lives a moment, one with it 1 to 5 s
 SMALL_DISK_BYTES = 768 << 20
 DAY_SECONDS = 86_400.0
 CLOCK_SOURCE = Path(__file__).with_name("clock_jump.c")
@@ -226,7 +226,7 @@ def unavailable() -> dict[str, str]:
 def wait_for_moment(scene: Scene) -> Injection | None:
     """Wait for a stage (or the upload) to run, and then a little; None where the work ended before."""
     name = scene.random.choice(scene.moments)
-    delay = scene.random.uniform(0.0, LONGEST_DELAY_SECONDS if name != "upload" else 0.2)
+    delay = scene.random.uniform(0.0, scene.random.choice(DELAYS_SECONDS))
     while not scene.done.is_set():
         if _begun(scene.data, name):
             scene.done.wait(delay)
