@@ -18,7 +18,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from benchmarks.cutting_proxy import CuttingProxy
 from benchmarks.server_process import ServerProcess
 
 POLL_SECONDS = 0.02
-LONGEST_DELAY_SECONDS = 2.0  # a stage's process lives 1 to 5 s
+WITHOUT_BLOBS = ("upload", "pool_verification", "pool_page")  # moments at which no job names a blob
+DELAYS_SECONDS = (0.2, 2.0)  # a stage without torch lives a moment, one with it 1 to 5 s
 SMALL_DISK_BYTES = 768 << 20
 DAY_SECONDS = 86_400.0
 CLOCK_SOURCE = Path(__file__).with_name("clock_jump.c")
@@ -151,7 +152,7 @@ def jump_clock(scene: Scene) -> Injection | None:
 
 def flip_blob(scene: Scene) -> Injection | None:
     """Flip one bit of a blob that a job names."""
-    moment = wait_for_moment(scene)
+    moment = wait_for_moment(scene, without=WITHOUT_BLOBS)
     # A job's folder links to the blobs that the job names: the same bytes.
     pinned = sorted((scene.data / "jobs").glob("*/*/*")) if moment else []
     if moment is None or not pinned:
@@ -223,10 +224,10 @@ def unavailable() -> dict[str, str]:
     return missing
 
 
-def wait_for_moment(scene: Scene) -> Injection | None:
+def wait_for_moment(scene: Scene, *, without: Collection[str] = ()) -> Injection | None:
     """Wait for a stage (or the upload) to run, and then a little; None where the work ended before."""
-    name = scene.random.choice(scene.moments)
-    delay = scene.random.uniform(0.0, LONGEST_DELAY_SECONDS if name != "upload" else 0.2)
+    name = scene.random.choice([moment for moment in scene.moments if moment not in without])
+    delay = scene.random.uniform(0.0, scene.random.choice(DELAYS_SECONDS))
     while not scene.done.is_set():
         if _begun(scene.data, name):
             scene.done.wait(delay)

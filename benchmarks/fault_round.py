@@ -44,6 +44,21 @@ def run_round(subject: Subject, part: str, fault: str | None, *, seed: int, refe
     """
     started = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="pnf-", dir="/tmp"))  # a socket's path is short
+    row: dict[str, Any] = {"fault": fault, "seed": seed}
+    try:
+        row |= _outcome(folder, subject, part, fault, seed=seed, reference=reference)
+        row["seconds"] = round(time.monotonic() - started, 1)
+    finally:
+        if row.get("problems"):
+            row["kept"] = str(folder)
+        else:
+            shutil.rmtree(folder)
+    return row
+
+
+def _outcome(
+    folder: Path, subject: Subject, part: str, fault: str | None, *, seed: int, reference: Digests
+) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         data = stack.enter_context(_data_folder(folder, small=fault == "disk_full"))
         clock, environment = make_clock(folder) if fault == "clock_jumped" else (None, {})
@@ -53,18 +68,17 @@ def run_round(subject: Subject, part: str, fault: str | None, *, seed: int, refe
         work, injection = _disturbed(server, subject, part, fault, generator=random.Random(seed), clock=clock)
         problems = [*work.problems, *left_behind(server, subject.parcel.sha256)]
     lost = [end for end in work.ends if not _well_ended(end, reference)]
-    problems += [f"{end.kind} ended {end.state} {end.code} with {_differing(end, reference)}" for end in lost]
-    row = {
-        "fault": fault, "seed": seed, "hit": injection is not None, "injection": injection or {},
-        "jobs": [asdict(end) for end in work.ends], "tried_again": dict(work.refusals),
-        "lost": len(lost) + len(work.accepted) - len(work.ends), "problems": problems,
-        "seconds": round(time.monotonic() - started, 1),
-    }  # fmt: skip
-    if problems:
-        row["kept"] = str(folder)
-    else:
-        shutil.rmtree(folder)
-    return row
+    return {
+        "hit": injection is not None,
+        "injection": injection or {},
+        "jobs": [asdict(end) for end in work.ends],
+        "tried_again": dict(work.refusals),
+        "lost": len(lost) + len(work.accepted) - len(work.ends),
+        "problems": [
+            *problems,
+            *(f"{end.kind} ended {end.state} {end.code} with {_differing(end, reference)}" for end in lost),
+        ],
+    }
 
 
 @contextlib.contextmanager

@@ -158,6 +158,15 @@ def test_slot_outlives_a_database_that_fails_for_a_while(tmp_path: Path) -> None
     on_appliance(tmp_path, test)
 
 
+def test_pools_that_can_not_be_swept_stop_nothing(tmp_path: Path) -> None:
+    async def test(appliance: Appliance) -> None:
+        await appliance.store.write(lambda db: db.execute("ALTER TABLE pool RENAME TO away"))
+        await appliance.engine.recover()  # the sweep of a job's end is the same; its failure took the slot along
+        await appliance.store.write(lambda db: db.execute("ALTER TABLE away RENAME TO pool"))
+
+    on_appliance(tmp_path, test)
+
+
 def test_refused_job_leaves_no_folder(tmp_path: Path) -> None:
     async def test(appliance: Appliance) -> None:
         job = await appliance.ingest("web", request_id="r")
