@@ -118,11 +118,11 @@ def measure(
     return rows, chosen
 
 
-def export_and_verify(trained: Trained, work: Path) -> tuple[Variants, Verdicts]:
-    """Both stages, with every ONNX file and no engine."""
+def export_and_verify(trained: Trained, work: Path, *, runtimes: tuple[str, ...] = ()) -> tuple[Variants, Verdicts]:
+    """Both stages, with every ONNX file, those of the runtimes and no engine."""
     out = work / "export"
     out.mkdir()
-    options = ExportOptions(targets=("cpu",), variants=tuple(FILES))
+    options = ExportOptions(targets=("cpu",), variants=tuple(FILES), runtimes=runtimes)
     inputs = ExportInputs(distillation=trained.distillation, gathering=trained.gathering, export=options)
     exported = export.run(inputs, out, SilentProgress())
     manifest = build_manifest(out, exported, {})
@@ -140,10 +140,10 @@ def cpu_speed(folder: Path, variant: Any, spec: Any, threads: int) -> float:
     shape = (SPEED_BATCH, spec.size, spec.size, spec.channels)
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     tensor = file.feed(pixels)
-    file.session.run(None, {"input": tensor})
+    file.infer(tensor)
     started, done = time.process_time(), 0
     while time.process_time() - started < SPEED_SECONDS:
-        file.session.run(None, {"input": tensor})
+        file.infer(tensor)
         done += SPEED_BATCH
     return done / (time.process_time() - started)
 

@@ -57,6 +57,7 @@ class BundledVariant:
     path: Path
     file: str  # its name in the bundle
     expected: NDArray[np.float32]  # logits [n, K] of the parity inputs, from this very file
+    beside: tuple[Path, ...] = ()  # files without which it can't be loaded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +116,7 @@ def _variant_files(content: BundleContent) -> dict[str, bytes]:
     files = {}
     for variant in content.variants:
         files[variant.file] = variant.path.read_bytes()
+        files |= {path.name: path.read_bytes() for path in variant.beside}
         files[_expected(variant)] = _npy(variant.expected)
     return files
 

@@ -44,7 +44,25 @@ iOS (Swift):
     let input = try ORTValue(tensorData: pixels, elementType: .float, shape: [1, channels, height, width])
     let outputs = try session.run(withInputs: ["input": input], outputNames: ["logits"], runOptions: nil)
 
-Neither snippet was run on a phone here."""
+No snippet was run on a phone here."""
+OTHERS = {
+    ".pte": """## The `.pte` file
+
+It is for ExecuTorch instead of ONNX Runtime: `org.pytorch:executorch-android` (Gradle), or ExecuTorch's Swift package
+for iOS. It takes and gives the same, and its expected logits are its own, by ExecuTorch on a computer.
+
+    val module = Module.load(path)
+    val input = Tensor.fromBlob(pixels, longArrayOf(1, channels, height, width))
+    val logits = module.forward(EValue.from(input))[0].toTensor().dataAsFloatArray""",
+    ".xml": """## The `.xml` files
+
+They are for OpenVINO instead of ONNX Runtime, each with the `.bin` of its name (`pip install openvino`). They take and
+give the same, and their expected logits are their own, computed in float32. By default OpenVINO computes in bfloat16
+where the processor does: set `INFERENCE_PRECISION_HINT` to `f32` for these very logits.
+
+    compiled = openvino.Core().compile_model("student-openvino-fp32.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    logits = compiled([batch])[0]""",
+}
 CHECKED = {
     "tensorrt": "No engine of this kind was built or run where the bundle was made: the report of the device is the "
     "first that says anything of it.",
@@ -77,6 +95,7 @@ def readme(
         parts.append(BUILD + "\n")
     if target.runtime == "onnxruntime_mobile":
         parts.append(PHONE + "\n")
+    parts += [f"{words}\n" for suffix, words in OTHERS.items() if any(name.endswith(suffix) for name in files)]
     images = "N" if batch is None else str(batch)
     taken = (
         f"uint8 [{images}, height, width, channels], pixels from 0 to 255 in RGB order"

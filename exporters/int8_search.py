@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from exporters.quantisation import FORMS, quantise
 VALIDATION_BATCH = 32
 RANKED = ("Add", "Conv", "Gemm", "MatMul", "Mul")  # operators whose nodes may be taken out
 RANKING_IMAGES = 32
+SEARCH_SECONDS = 300.0  # of taking nodes out: then the nodes that were measured have to do
 TAKEN_OUT_SHARE = 0.5  # with more of its nodes in float a file is not int8 any more
 
 
@@ -33,6 +35,8 @@ class Trials:
     reference: NDArray[np.float32]
     labels: NDArray[np.int64]
     threads: int
+    report: Callable[[int, int], None] = lambda done, total: None  # how many nodes were measured, of how many
+    seconds: float = SEARCH_SECONDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +66,11 @@ class Kept:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Found:
-    """The best candidate of a form; `tried` has what each method kept, all nodes quantised."""
+    """The best candidate of a form; `tried` has what each method kept, all nodes quantised.
+
+    `measured` nodes of `nodes` were measured alone: all of them, or those that the time sufficed for; 0 of 0 where the
+    budget was met at once.
+    """
 
     model: Any
     method: str
@@ -70,13 +78,19 @@ class Found:
     within: bool
     taken_out: tuple[str, ...]
     tried: tuple[tuple[str, Kept], ...]
+    measured: int = 0
+    nodes: int = 0
+
+    def cut_short(self) -> bool:
+        """Whether the time ended the search, so that another run may find another file."""
+        return self.measured < self.nodes
 
 
 def search(model: Any, observed: Observed, form: str, trials: Trials, budget: Budget) -> Found:
     """Quantise by every method, keep the better, and take nodes out until it is within the budget.
 
     Nodes go in the order of what each alone costs when it is the only one quantised; 1, 2, 4 ... of them, at most half.
-    Where that does not do, the best candidate comes back with `within` False.
+    Where that does not do, or the time ends, the best candidate comes back with `within` False.
 
     Raises:
         ExportError: the graph can't be quantised, or onnxruntime can't run what comes of it.
@@ -87,11 +101,13 @@ def search(model: Any, observed: Observed, form: str, trials: Trials, budget: Bu
         tried.append((method, candidate, measure(candidate, trials)))
     method, best, kept = min(tried, key=lambda row: row[2].rank())
     taken: tuple[str, ...] = ()
+    order, nodes = list[str](), list[str]()
     if not kept.within(budget):
         ranges = observed.ranges(method, symmetric=FORMS[form].symmetric)
-        order = sensitivities(model, lambda name: quantise(model, ranges, form, only=[name]), form, trials)
+        nodes = removable(model, form)
+        order = sensitivities(nodes, lambda name: quantise(model, ranges, form, only=[name]), trials)
         count = 1
-        while count <= TAKEN_OUT_SHARE * len(order) and not kept.within(budget):
+        while count <= min(TAKEN_OUT_SHARE * len(nodes), len(order)) and not kept.within(budget):
             candidate = quantise(model, ranges, form, without=order[:count])
             measured = measure(candidate, trials)
             if measured.within(budget) or measured.rank() < kept.rank():
@@ -99,7 +115,7 @@ def search(model: Any, observed: Observed, form: str, trials: Trials, budget: Bu
             count *= 2
     return Found(
         model=best, method=method, kept=kept, within=kept.within(budget), taken_out=taken,
-        tried=tuple((name, row) for name, _, row in tried),
+        tried=tuple((name, row) for name, _, row in tried), measured=len(order), nodes=len(nodes),
     )  # fmt: skip
 
 
@@ -125,17 +141,25 @@ def mean_divergence(before: NDArray[np.float32], after: NDArray[np.float32]) -> 
     return max(0.0, float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean()))
 
 
-def sensitivities(model: Any, quantise_one: Callable[[str], Any], form: str, trials: Trials) -> list[str]:
-    """Names of the nodes that may be taken out, the one that costs the most first."""
+def removable(model: Any, form: str) -> list[str]:
+    """Names of the nodes that may be taken out, in the graph's order."""
     operators = set(RANKED).intersection(FORMS[form].operators)
-    names = [node.name for node in model.graph.node if node.op_type in operators and _computes(model, node)]
+    return [node.name for node in model.graph.node if node.op_type in operators and _computes(model, node)]
+
+
+def sensitivities(nodes: Sequence[str], quantise_one: Callable[[str], Any], trials: Trials) -> list[str]:
+    """The nodes, the one that costs the most first; without those that the time did not suffice for."""
+    started = time.monotonic()
     few = next(trials.batches(RANKING_IMAGES))
     reference = trials.reference[: len(few)]
-    costs = {}
-    for name in names:
+    costs = dict[str, float]()
+    for name in nodes:
+        if costs and time.monotonic() - started > trials.seconds:
+            break
         session = open_model(quantise_one(name), threads=trials.threads)
         costs[name] = mean_divergence(reference, logits_of(session, iter([few])))
-    return sorted(names, key=lambda name: -costs[name])
+        trials.report(len(costs), len(nodes))
+    return sorted(costs, key=lambda name: -costs[name])
 
 
 def _computes(model: Any, node: Any) -> bool:

@@ -17,6 +17,7 @@ from exporters.engine_child import cached_engine
 from exporters.errors import ExportError
 from exporters.ort_format import write_ort
 from exporters.targets import Target, targets
+from pu_engine import hops
 from pu_engine.bundle_types import Bundle, Bundles, BundlingInputs
 from pu_engine.errors import EngineError
 from pu_engine.hops import File
@@ -24,7 +25,6 @@ from pu_engine.jsonform import from_json, to_json
 from pu_engine.preprocessing import image_channels
 from pu_engine.progress import Progress
 from pu_engine.results import load
-from pu_engine.sessions import open_session
 from pu_engine.types import Preprocessing, StudentSpec, Variant, Variants, Verdicts
 
 PARITY_IMAGES = 64
@@ -41,7 +41,7 @@ class Material:
     export: Path
     scratch: Path
     spec: StudentSpec
-    variants: tuple[Variant, ...]  # ONNX files that passed
+    variants: tuple[Variant, ...]  # that passed
     parity: Parity
     interface: Interface
     batches: tuple[int, int, int]
@@ -99,7 +99,7 @@ def profile(batches: Sequence[int]) -> tuple[int, int, int]:
 
 def open_file(path: Path, variant: Variant, spec: StudentSpec, threads: int) -> File:
     """A file that Punnet wrote, ready to run."""
-    return File(variant=variant, session=open_session(path, threads=threads), preprocessing=spec.preprocessing)
+    return hops.open_file(path, variant, spec.preprocessing, threads)
 
 
 def parity_of(gathering: Path, source: str, file: File) -> Parity:
@@ -207,7 +207,7 @@ def _engine_variant(name: str, path: str, target: Target, variant: Variant, fact
 
 def _bundled(material: Material, target: Target, variant: Variant) -> BundledVariant:
     path = material.export / variant.path
-    if target.runtime == "onnxruntime_mobile":
+    if target.runtime == "onnxruntime_mobile" and variant.format == "onnx":
         path = material.scratch / f"{Path(variant.path).stem}.ort"
         if not path.exists():
             write_ort(material.export / variant.path, path)
@@ -219,6 +219,7 @@ def _bundled(material: Material, target: Target, variant: Variant) -> BundledVar
         file=path.name,
         # One image at a time where that can be: a device that runs another batch compares with what none has touched.
         expected=file.run(material.parity.images, file.batches()[0]).astype(np.float32),
+        beside=tuple(material.export / companion.path for companion in variant.beside),
     )
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
-from exporters.torch_to_onnx import INPUT
+from exporters.runtime_files import Run
 from pu_engine.agreement import accuracy, argmax_agreement, mean_kl, relative_max_error
 from pu_engine.preprocessing import model_input
+from pu_engine.runtime_variants import open_run
 from pu_engine.types import Preprocessing, Variant, Verdict
 
 TOLERANCE = 1e-4  # of an exact hop, relative to the largest logit; measured at most 2e-6 over a dozen families
@@ -67,7 +68,7 @@ class File:
     """A variant that can be run here."""
 
     variant: Variant
-    session: ort.InferenceSession
+    infer: Run
     preprocessing: Preprocessing
 
     def batches(self) -> tuple[int, ...]:
@@ -78,6 +79,11 @@ class File:
     def free(self) -> bool:
         """Whether any batch can be run."""
         return self.variant.details.get("batch", "free") == "free"
+
+    def largest_batch(self) -> int | None:
+        """What its runtime can take at most; None: as many images as there is memory for."""
+        largest = self.variant.details.get("largest_batch")
+        return None if largest is None else int(largest)
 
     def probabilities(self) -> bool:
         """Whether the output went through a softmax."""
@@ -101,7 +107,7 @@ class File:
         parts = []
         for start in range(0, len(images), batch):
             rows = np.arange(start, start + batch) % len(images)
-            parts.append(self.session.run(None, {INPUT: self.feed(images[rows])})[0])
+            parts.append(self.infer(self.feed(images[rows])))
         return np.concatenate(parts)[: len(images)]
 
 
@@ -113,6 +119,11 @@ class Measured:
     worst_rows: tuple[int, ...]  # of the images, the largest difference first
     worst_batch: int
     outputs: NDArray[np.float32]  # at the worst batch
+
+
+def open_file(path: Path, variant: Variant, preprocessing: Preprocessing, threads: int) -> File:
+    """A variant read back from the disk, ready to run."""
+    return File(variant=variant, infer=open_run(path, variant.format, threads), preprocessing=preprocessing)
 
 
 def gate_of(variant: Variant) -> Gate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import onnxruntime as ort
@@ -30,14 +31,24 @@ def measure_latency(
         budget_seconds: no run starts after it, but for the first MIN_RUNS.
     """
     feed = {session.get_inputs()[0].name: images}
-    session.run(None, feed)
+    return measure_calls(
+        lambda: session.run(None, feed), batch=len(images), subject=subject, threads=threads,
+        budget_seconds=budget_seconds, max_runs=max_runs,
+    )  # fmt: skip
+
+
+def measure_calls(
+    call: Callable[[], object], *, batch: int, subject: str, threads: int, budget_seconds: float, max_runs: int
+) -> Latency:
+    """As `measure_latency`, of anything that can be called."""
+    call()
     taken: list[float] = []
     while len(taken) < MIN_RUNS or (len(taken) < max_runs and sum(taken) < budget_seconds):
         started = time.perf_counter()
-        session.run(None, feed)
+        call()
         taken.append(time.perf_counter() - started)
     p50, p90, p99 = np.percentile(taken, [50, 90, 99]) * 1000
     return Latency(
-        subject=subject, batch=len(images), threads=threads, p50_ms=float(p50), p90_ms=float(p90), runs=len(taken),
+        subject=subject, batch=batch, threads=threads, p50_ms=float(p50), p90_ms=float(p90), runs=len(taken),
         p99_ms=float(p99) if len(taken) >= P99_RUNS else None,
     )  # fmt: skip

@@ -17,13 +17,16 @@ from typing import Any
 
 TARGETS_FILE = Path(__file__).resolve().parents[1] / "exporters" / "targets.json"
 ENGINE_VERSION = "0.1.0"
+OWN_RUNTIMES, EXPORTER_GROUP = ("openvino", "executorch"), "punnet.exporters"
 VERSIONED_PACKAGES = (
+    "executorch",
     "numpy",
     "onnx",
     "onnx-ir",
     "onnxruntime",
     "onnxruntime-gpu",
     "onnxscript",
+    "openvino",
     "pillow",
     "pyarrow",
     "safetensors",
@@ -109,7 +112,11 @@ DISTILLATION = Stage(
     uses_gpu=True,
 )
 EXPORT = Stage(
-    name="export", module="pu_engine.export", schema=2, needs=("gathering", "distillation"), reads=("export",)
+    name="export",
+    module="pu_engine.export",
+    schema=3,
+    needs=("gathering", "distillation"),
+    reads=("export", "distillation.loss", "distillation.labelled_share", "distillation.batch_size", "seed"),
 )
 VERIFICATION = Stage(
     name="verification",
@@ -167,6 +174,12 @@ def export_targets() -> dict[str, Any]:
     """The targets as their one file lists them: name -> device, runtime, capabilities, variants."""
     rows: dict[str, Any] = json.loads(TARGETS_FILE.read_text())
     return rows
+
+
+def export_runtimes() -> tuple[str, ...]:
+    """Runtimes beside those of the targets that a student can be converted for: Punnet's own and installed ones."""
+    found = importlib.metadata.entry_points(group=EXPORTER_GROUP)
+    return tuple(dict.fromkeys((*OWN_RUNTIMES, *sorted(point.name for point in found))))
 
 
 def stage_inputs(stage: Stage, spec: Mapping[str, Any], folders: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:

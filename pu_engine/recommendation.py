@@ -17,11 +17,12 @@ WORTH = 1.05  # times fp32's speed: less is this machine's noise
 def recommend(
     variants: Sequence[Variant], latencies: Sequence[Latency], withheld: Collection[str], targets: Sequence[str]
 ) -> tuple[Recommendation, ...]:
-    """One file for each target, of the ONNX files that were not withheld."""
-    files = [v for v in variants if v.format == "onnx" and v.name not in withheld]
+    """One file for each target, of those that were not withheld; of other runtimes' files those that are for it."""
+    files = [v for v in variants if v.name not in withheld]
+    here = [v for v in files if v.format == "onnx" or v.target == "cpu"]
     known = targets_by_name()
     return tuple(
-        _for_cpu(files, latencies) if known[name].runtime == HERE else _for_device(files, known[name])
+        _for_cpu(here, latencies) if known[name].runtime == HERE else _for_device(files, known[name])
         for name in targets
     )
 
@@ -58,7 +59,10 @@ def _for_device(files: Sequence[Variant], target: Target) -> Recommendation:
     passed = [v.name for v in files if v.precision != "int8"]
     best = next((name for name in target.variants if name in passed), "fp32")
     why = "it met its gate"
-    if best == "fp16":
+    formats = {v.name: v.format for v in files}
+    if formats.get(best, "onnx") != "onnx":
+        why = f"the file for {formats[best]}, which you asked for; it met its gate"
+    elif best == "fp16":
         why = "half the bytes of fp32, and it met its gate"
     elif "fp16" in target.variants:
         why = "no fp16 file that met its gate"

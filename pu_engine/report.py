@@ -80,6 +80,8 @@ def copy_artifacts(inputs: ReportInputs, results: Results, out: Path) -> tuple[s
     engines = {v.path for v in results.bundles.engines}
     homes = {v.path: inputs.bundling if v.path in engines else inputs.export for v in passed_variants(results)}
     sources = {name: Path(home.path) / name for name, home in homes.items()}
+    beside = (file.path for v in passed_variants(results) for file in v.beside)
+    sources |= {name: Path(inputs.export.path) / name for name in beside}
     sources |= {b.path: Path(inputs.bundling.path) / b.path for b in results.bundles.bundles}
     sources |= {name: Path(inputs.distillation.path) / name for name in STUDENT_FILES}
     sources[SELECTION_FILE] = Path(inputs.selection.path) / SELECTION_FILE
@@ -195,17 +197,31 @@ def downloads(results: Results) -> list[Download]:
     """Rows of the table of files: the models, the recommended ones first, and the bundles."""
     verified = verified_variants(results.verdicts)
     chosen = {r.variant for r in results.verdicts.recommendations} or {results.verdicts.recommended}
+    passed = passed_variants(results)
     rows = [
         Download(
             path=v.path,
             use=device_words(v.name, v.target, v.format, v.details),
             precision=v.precision,
-            size=v.size,
+            size=v.size - sum(file.size for file in v.beside),
             sha256=v.sha256,
             recommended=v.name in chosen,
             verified=v.name in verified,
         )
-        for v in passed_variants(results)
+        for v in passed
+    ]
+    companions = [
+        Download(
+            path=file.path,
+            use=f"belongs to {v.path}",
+            precision=v.precision,
+            size=file.size,
+            sha256=file.sha256,
+            recommended=v.name in chosen,
+            verified=v.name in verified,
+        )
+        for v in passed
+        for file in v.beside
     ]
     bundles = [
         Download(
@@ -219,7 +235,7 @@ def downloads(results: Results) -> list[Download]:
         )
         for b in results.bundles.bundles
     ]
-    return [*sorted(rows, key=lambda row: not row.recommended), *bundles]
+    return [*sorted([*rows, *companions], key=lambda row: not row.recommended), *bundles]
 
 
 def _class_samples(

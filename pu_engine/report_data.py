@@ -125,6 +125,7 @@ def report_json(results: Results) -> dict[str, Any]:
         "verdicts": to_json(results.verdicts.verdicts),
         "latencies": to_json(results.verdicts.latencies),
         "variants": _variants_json(results),
+        "not_made": to_json(results.variants.not_made),
         "bundles": to_json(results.bundles.bundles),
         "recommendations": to_json(results.verdicts.recommendations),
         "warnings": list(warnings_of(results)),

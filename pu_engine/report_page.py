@@ -22,6 +22,8 @@ DEVICES = {
     "int8-cpu": "x86 and ARM CPUs with ONNX Runtime; TensorRT refuses it",
     "int8-trt": "NVIDIA GPUs, by TensorRT or TensorRT for RTX; slow on CPUs",
     "tensorrt_rtx": "NVIDIA GPUs with TensorRT for RTX",
+    "openvino": "Intel CPUs with OpenVINO; keep the `.xml` and the `.bin` together",
+    "executorch": "phones and tablets with ExecuTorch, by XNNPACK",
     "tensorrt": "NVIDIA GPUs with TensorRT, of the model that it was built on",
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +60,24 @@ def calibration_and_validation(gathering: Path, preprocessing: Preprocessing) ->
         Sample(parts=parts, rows=_spaced(even, CALIBRATION_IMAGES), preprocessing=preprocessing),
         Sample(parts=parts, rows=_spaced(odd, VALIDATION_IMAGES), preprocessing=preprocessing),
     )
+
+
+def parts_without(sample: Sample, labelled: Part, picked: Part) -> tuple[Part, Part]:
+    """Labelled and picked part without a sample's rows: its picked images are never drawn, its labelled ones left out.
+
+    A part of which nothing remains comes back empty.
+    """
+    weights = np.ones(len(picked), np.float32) if picked.weights is None else picked.weights.astype(np.float32)
+    weights[sample.rows[sample.rows < len(picked)]] = 0.0
+    kept = np.ones(len(labelled), np.bool_)
+    kept[sample.rows[sample.rows >= len(picked)] - len(picked)] = False
+    if not kept.all():
+        labelled = replace(
+            labelled, images=labelled.images[kept], targets=labelled.targets[kept], labels=labelled.labels[kept]
+        )
+    if not weights.any():
+        return labelled, replace(picked, images=picked.images[:0], targets=picked.targets[:0], weights=None)
+    return labelled, replace(picked, weights=weights)
 
 
 def _spaced(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:

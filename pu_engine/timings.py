@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from pu_engine.fact_types import Latency
-from pu_engine.hops import File
-from pu_engine.latency import measure_latency
+from pu_engine.hops import File, open_file
+from pu_engine.latency import measure_calls, measure_latency
 from pu_engine.preprocessing import image_channels, model_input
 from pu_engine.sessions import open_session
 from pu_engine.types import Preprocessing, StudentSpec, Teacher, Variant
@@ -43,21 +43,23 @@ def measure_latencies(
     batches = tuple(sorted({*BATCHES, *teacher_batches}))
     for variant in files:
         for threads in usable_threads():
-            session = open_session(export / variant.path, threads=threads)
-            found += measure_file(session, variant, spec, batches, threads)
+            file = open_file(export / variant.path, variant, spec.preprocessing, threads)
+            found += measure_file(file, batches, threads)
     return tuple(found)
 
 
-def measure_file(
-    session: ort.InferenceSession, variant: Variant, spec: StudentSpec, batches: Sequence[int], threads: int
-) -> list[Latency]:
-    """One file at each batch, or at its fixed one."""
-    file = File(variant=variant, session=session, preprocessing=spec.preprocessing)
-    return [
-        measure_latency(session, file.feed(_pixels(batch, spec.preprocessing)), subject=variant.name, threads=threads,
-                        budget_seconds=BUDGET_SECONDS, max_runs=MAX_RUNS)
-        for batch in (batches if file.free() else file.batches())
-    ]  # fmt: skip
+def measure_file(file: File, batches: Sequence[int], threads: int) -> list[Latency]:
+    """One file at each batch that it can run, or at its fixed one."""
+    most = file.largest_batch()
+    wanted = [b for b in batches if most is None or b <= most] if file.free() else file.batches()
+    found = []
+    for batch in wanted:
+        tensor = file.feed(_pixels(batch, file.preprocessing))
+        found.append(
+            measure_calls(partial(file.infer, tensor), batch=batch, subject=file.variant.name, threads=threads,
+                          budget_seconds=BUDGET_SECONDS, max_runs=MAX_RUNS)
+        )  # fmt: skip
+    return found
 
 
 def usable_threads() -> tuple[int, ...]:

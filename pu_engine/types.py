@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pu_engine.distill_types import DistillationOptions
+from pu_engine.distill_types import DistillationOptions, DistillLoss
+from pu_engine.export_types import Companion, NotMade
 from pu_engine.fact_types import Latency, TapCandidate, TeacherFacts
 from pu_engine.jsonform import MEASURED
 from pu_engine.pick_types import PickEstimate, PoorClass, ReliabilityBin
@@ -343,6 +344,8 @@ class ExportOptions:
     fixed_batch: int | None = None  # None: free
     accuracy_budget: float = 0.006  # share of right answers that int8 may lose
     parity_images: str = "pool"  # pool | generated | own: those that a bundle carries
+    quantisation_training_steps: int | None = None  # None: at most 200, 0: none
+    runtimes: tuple[str, ...] = ()  # further ones to convert for: openvino | executorch | a user's own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -350,6 +353,10 @@ class ExportInputs:
     distillation: Folder
     gathering: Folder
     export: ExportOptions = field(default_factory=ExportOptions)
+    loss: DistillLoss = field(default_factory=DistillLoss)  # these four of the distillation, for training int8
+    labelled_share: float = 0.25
+    batch_size: int = 128
+    seed: int = 0
     threads: int = 1
 
 
@@ -357,16 +364,17 @@ class ExportInputs:
 class Variant:
     """An exported file."""
 
-    name: str  # fp32 | fp16 | int8-cpu | int8-trt; of engines rtx-sm86-sm89-sm120
+    name: str  # fp32 | fp16 | int8-cpu | int8-trt | openvino-int8 ...; of engines rtx-sm86-sm89-sm120
     path: str
     target: str
-    format: str  # onnx | tensorrt_rtx
+    format: str  # onnx | tensorrt_rtx | the name of a further runtime
     precision: str
-    size: int = field(metadata=MEASURED)
+    size: int = field(metadata=MEASURED)  # with all that is beside it
     sha256: str = field(metadata=MEASURED)
     seconds: float = field(metadata=MEASURED)
     reproducible: bool
     details: Mapping[str, str] = field(default_factory=dict)
+    beside: tuple[Companion, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -374,6 +382,7 @@ class Variants:
     variants: tuple[Variant, ...]
     targets: tuple[str, ...] = ("cpu",)  # that were asked for
     warnings: tuple[str, ...] = ()
+    not_made: tuple[NotMade, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -446,20 +455,6 @@ class ReportInputs:
 class Report:
     """Every artifact of the job, ready to hand out: report.json, report.html, files beside them."""
 
-    artifacts: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InspectionInputs:
-    """Write what intake found as `inspection.json`, by the stable keys of `punnet inspect --json`, and as a page."""
-
-    intake: Folder
-    images: LabelledImages
-    threads: int = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inspection:
     artifacts: tuple[str, ...]
 
 

@@ -29,7 +29,7 @@ class VariantRow:
     agreement: float | None
     accuracy: float | None
     state: str  # recommended for ... | passed | withheld | not run here
-    note: str  # how int8 was found
+    note: str  # how int8 was found, or what it was converted from
     timings: tuple[Timing, ...]  # empty: not measured, no such device here
 
 
@@ -72,11 +72,19 @@ def _row(
 
 
 def _note(details: Mapping[str, str]) -> str:
+    if "made_of" in details:
+        return f"made of {details['made_of']}"
     if "calibration" not in details:
         return ""
     text = f"calibrated by {details['calibration']} on {details['calibration_images']} picked images"
-    taken = details["nodes_in_float"]
-    return f"{text}; {taken.count(',') + 1} nodes stay in float" if taken else text
+    parts = [text]
+    if taken := details["nodes_in_float"]:
+        parts.append(f"{taken.count(',') + 1} nodes stay in float")
+    if "search_ended" in details:
+        parts.append(f"the search for them ended with {details['search_ended']}")
+    if "training" in details:
+        parts.append(f"trained for {details['training_steps']} steps against rounding: {details['training']}")
+    return "; ".join(parts)
 
 
 def timing(row: Mapping[str, Any]) -> Timing:

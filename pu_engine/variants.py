@@ -15,16 +15,19 @@ from torch import nn
 from exporters.calibration import Observed, observe
 from exporters.errors import ExportError
 from exporters.half_precision import ACTIVATION_LIMIT, to_half
-from exporters.inference import logits_of, open_model
-from exporters.int8_search import VALIDATION_BATCH, Budget, Found, Trials, search
+from exporters.inference import open_model
 from exporters.interface import Interface, Pixels, wrap
 from exporters.onnx_file import write_model
 from exporters.targets import targets
 from exporters.torch_to_onnx import HOP, to_onnx
 from pu_engine.errors import EngineError
+from pu_engine.export_types import NotMade
+from pu_engine.int8_task import Int8Task
+from pu_engine.int8_variants import int8
 from pu_engine.jsonform import to_json
 from pu_engine.progress import Progress
-from pu_engine.sample_images import Sample, calibration_and_validation
+from pu_engine.runtime_variants import convert
+from pu_engine.sample_images import calibration_and_validation
 from pu_engine.student_files import load_student
 from pu_engine.types import ExportInputs, ExportOptions, Preprocessing, StudentSpec, Variant
 
@@ -35,18 +38,15 @@ FILES = {  # variant -> file; fp32 is always made, for the others are verified a
     "int8-trt": "student-int8-trt.onnx",
 }
 TARGET_OF = {"fp32": "cpu", "fp16": "rtx", "int8-cpu": "cpu", "int8-trt": "rtx"}
-VALIDATION_AGREEMENT = 0.97  # of int8 with fp32; less is another network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Work:
-    """What the files are made of and where they go; `calibration` and `validation` are disjoint samples."""
+    """What the files are made of and where they go."""
 
     spec: StudentSpec
     base: Any  # the fp32 graph: float32 in, logits out, batch free
     options: ExportOptions
-    calibration: Sample
-    validation: Sample
     threads: int
     out: Path
 
@@ -58,8 +58,8 @@ def wanted_variants(options: ExportOptions) -> tuple[str, ...]:
     return tuple(name for name in FILES if name == "fp32" or name in asked)
 
 
-def write_variants(inputs: ExportInputs, out: Path, progress: Progress) -> tuple[list[Variant], list[str]]:
-    """Write the ONNX files; why one of them could not be made is a warning.
+def write_variants(inputs: ExportInputs, out: Path, progress: Progress) -> tuple[list[Variant], list[NotMade]]:
+    """Write the ONNX files and those of the runtimes asked for; what could not be made comes with why.
 
     Raises:
         EngineError: EXPORT_FAILED where there is no fp32 file; it names the hop.
@@ -69,25 +69,35 @@ def write_variants(inputs: ExportInputs, out: Path, progress: Progress) -> tuple
     started = time.monotonic()
     base = fp32_graph(spec, module)
     calibration, validation = calibration_and_validation(Path(inputs.gathering.path), spec.preprocessing)
-    work = Work(
-        spec=spec, base=base, options=inputs.export, calibration=calibration, validation=validation,
-        threads=inputs.threads, out=out,
-    )  # fmt: skip
-    variants, warnings = [write(work, "fp32", base, started, {})], list[str]()
-    progress.update(1, len(wanted), "variant")
-    if len(wanted) == 1:
-        return variants, warnings
-    observed = _or_engine_error(lambda: observe(base, calibration.batches, threads=inputs.threads))
+    work = Work(spec=spec, base=base, options=inputs.export, threads=inputs.threads, out=out)
+    variants, not_made = [write(work, "fp32", base, started, {})], list[NotMade]()
+    total = len(wanted) + len(inputs.export.runtimes)
+    progress.update(1, total, "variant")
+    if len(wanted) > 1:
+        observed = _or_engine_error(lambda: observe(base, calibration.batches, threads=inputs.threads))
+        task = Int8Task(
+            inputs=inputs, spec=spec, base=base, observed=observed, calibration=calibration, validation=validation,
+            scratch=out, progress=progress,
+        )  # fmt: skip
     for done, name in enumerate(wanted[1:], start=2):
         started = time.monotonic()
         try:
-            model, details = half(work, observed) if name == "fp16" else int8(work, observed, name)
+            model, details = half(work, observed) if name == "fp16" else int8(task, name)
             variants.append(write(work, name, model, started, details))
         except ExportError as error:
-            warnings.append(f"No {name} file: {error.message} {error.remedy}")
-            progress.warn(warnings[-1])
-        progress.update(done, len(wanted), "variant")
-    return variants, warnings
+            not_made.append(NotMade(name=name, reason=f"{error.message} {error.remedy}"))
+        progress.update(done, total, "variant")
+    files = tuple(variants)
+    for done, runtime in enumerate(inputs.export.runtimes, start=len(wanted) + 1):
+        converted = convert(
+            runtime, module, spec=spec, options=inputs.export, interface=interface_of(work), made=files, out=out
+        )
+        if isinstance(converted, NotMade):
+            not_made.append(converted)
+        else:
+            variants += converted
+        progress.update(done, total, "variant")
+    return variants, not_made
 
 
 def fp32_graph(spec: StudentSpec, module: nn.Module) -> Any:
@@ -129,40 +139,10 @@ def half(work: Work, observed: Observed) -> tuple[Any, dict[str, str]]:
     return model, {"largest_activation": f"{largest:.4g}"}
 
 
-def int8(work: Work, observed: Observed, name: str) -> tuple[Any, dict[str, str]]:
-    """The int8 graph of a form, with how it was found."""
-    session = open_model(work.base, threads=work.threads)
-    trials = Trials(
-        batches=work.validation.batches,
-        reference=logits_of(session, work.validation.batches(VALIDATION_BATCH)),
-        labels=work.validation.teacher_answers(),
-        threads=work.threads,
-    )
-    budget = Budget(accuracy=work.options.accuracy_budget, agreement=VALIDATION_AGREEMENT)
-    found = search(work.base, observed, name, trials, budget)
-    details = _found_details(found, observed.images, len(work.validation))
-    return found.model, {**details, "accuracy_budget": f"{budget.accuracy:g}"}
-
-
-def _found_details(found: Found, calibrated: int, validated: int) -> dict[str, str]:
-    tried = "; ".join(f"{method} {kept.agreement:.4f}" for method, kept in found.tried)
-    return {
-        "calibration": found.method,
-        "calibration_images": str(calibrated),
-        "calibrations_tried": tried,  # with their agreement
-        "validation_images": str(validated),
-        "validation_agreement": f"{found.kept.agreement:.4f}",
-        "validation_accuracy_lost": f"{found.kept.accuracy_lost:.4f}",
-        "within_budget": "yes" if found.within else "no",
-        "nodes_in_float": ", ".join(found.taken_out),
-    }
-
-
 def write(work: Work, name: str, model: Any, started: float, details: Mapping[str, str]) -> Variant:
     """One graph as a file with the interface asked for."""
     options = work.options
-    pixels = to_pixels(work.spec.preprocessing) if options.include_preprocessing else None
-    finished = wrap(model, Interface(pixels=pixels, softmax=options.softmax, batch=options.fixed_batch))
+    finished = wrap(model, interface_of(work))
     facts = _or_engine_error(lambda: write_model(finished, work.out / FILES[name], onnx_metadata(work.spec, options)))
     return Variant(
         name=name,
@@ -173,7 +153,7 @@ def write(work: Work, name: str, model: Any, started: float, details: Mapping[st
         size=facts.size,
         sha256=facts.sha256,
         seconds=time.monotonic() - started,
-        reproducible=True,
+        reproducible="search_ended" not in details,  # time alone ended it
         details={
             "opset": str(facts.opset),
             "nodes": str(facts.nodes),
@@ -185,6 +165,13 @@ def write(work: Work, name: str, model: Any, started: float, details: Mapping[st
             **details,
         },
     )
+
+
+def interface_of(work: Work) -> Interface:
+    """What every file takes and gives."""
+    options = work.options
+    pixels = to_pixels(work.spec.preprocessing) if options.include_preprocessing else None
+    return Interface(pixels=pixels, softmax=options.softmax, batch=options.fixed_batch)
 
 
 def to_pixels(preprocessing: Preprocessing) -> Pixels:

@@ -13,6 +13,7 @@ from torch import nn
 
 from exporters.tensor_comparison import worst_node
 from exporters.torch_to_onnx import INPUT
+from pu_engine import hops
 from pu_engine.agreement import accuracy, argmax_agreement, mean_kl, relative_max_error, wilson_interval
 from pu_engine.batches import Part, load_part
 from pu_engine.divergence import first_difference
@@ -23,7 +24,6 @@ from pu_engine.preprocessing import model_input
 from pu_engine.progress import Progress
 from pu_engine.recommendation import recommend
 from pu_engine.results import file_sha256, load
-from pu_engine.sessions import open_session
 from pu_engine.student_files import load_student
 from pu_engine.timings import measure_latencies
 from pu_engine.training import repeatable
@@ -62,7 +62,7 @@ class Chain:
 
 
 def run(inputs: VerificationInputs, out: Path, progress: Progress) -> Verdicts:
-    """Measure teacher -> torch -> fp32 -> fp16, int8-cpu and int8-trt, the accuracies and the latencies.
+    """Measure teacher -> torch -> fp32 -> every other file, the accuracies and the latencies.
 
     Writes `held_out.answers.npy` [n] int64: the class that the student gives each held-out image.
 
@@ -130,8 +130,7 @@ def start_chain(data: Path, distillation: Path) -> Chain:
 
 def open_file(folder: Path, variant: Variant, spec: StudentSpec, threads: int) -> File:
     """A variant read back from the disk, ready to run."""
-    session = open_session(folder / variant.path, threads=threads)
-    return File(variant=variant, session=session, preprocessing=spec.preprocessing)
+    return hops.open_file(folder / variant.path, variant, spec.preprocessing, threads)
 
 
 def teacher_to_student(chain: Chain) -> Verdict:
@@ -194,8 +193,10 @@ def fp32_to_variant(chain: Chain, before: NDArray[np.float32], fp32: File, file:
     if verdict.passed:
         return verdict
     pixels = worst_pixels(images, measured, COMPARED_IMAGES if file.free() else measured.worst_batch)
-    feed = {INPUT: file.feed(pixels)}
-    node = worst_node(onnx.load(folder / fp32.variant.path), onnx.load(folder / variant.path), feed)
+    node = None  # other runtimes show no intermediate tensors
+    if variant.format == "onnx":
+        feed = {INPUT: file.feed(pixels)}
+        node = worst_node(onnx.load(folder / fp32.variant.path), onnx.load(folder / variant.path), feed)
     return replace(
         verdict,
         withheld=variant.name,
@@ -238,12 +239,12 @@ def percent(share: float) -> str:
 
 def check_digests(folder: Path, exported: Variants) -> None:
     """Make sure that what is verified is what export wrote."""
-    for variant in exported.variants:
-        actual = file_sha256(folder / variant.path)
-        if actual != variant.sha256:
+    for stated in (file for v in exported.variants for file in (v, *v.beside)):
+        actual = file_sha256(folder / stated.path)
+        if actual != stated.sha256:
             raise EngineError(
                 "DIGEST_MISMATCH",
-                f"{variant.path} has the sha256 {actual}, export wrote {variant.sha256}.",
+                f"{stated.path} has the sha256 {actual}, export wrote {stated.sha256}.",
                 "Run the job again; the disk may be failing.",
-                file=variant.path,
+                file=stated.path,
             )

@@ -16,9 +16,10 @@ from punnet.options import CompressOptions, InspectOptions, names
 # What `--train` sets, with the kind of its value.
 TRAINING: Mapping[str, Callable[[str], Any]] = {
     "draws": str, "teacher_targets": str, "views": int, "mixup": float, "cutmix": float, "clip_norm": float,
-    "average_decay": float, "precision": str, "compiled": bool,
+    "average_decay": float, "precision": str, "compiled": bool, "quantisation_training_steps": int,
 }  # fmt: skip
 MOST_IMAGES = 2**62
+ONNX_FILES = ("fp32", "fp16", "int8-cpu", "int8-trt")
 LOSS_PARTS = ("kl", "dkd", "dist", "standardised", "hints", "noisy_labels")
 
 
@@ -345,7 +346,8 @@ Variants = Annotated[
         "--variants",
         callback=parts,
         rich_help_panel=_RESULT,
-        help="ONNX files to make, separated by commas: fp32, fp16, int8-cpu, int8-trt [those that the targets use].",
+        help=f"Files to make, separated by commas: {', '.join(ONNX_FILES)} [those that the targets use]; openvino, "
+        "executorch.",
     ),
 ]
 IncludePreprocessing = Annotated[
@@ -365,7 +367,18 @@ AccuracyBudget = Annotated[
 def stated(ctx: typer.Context) -> CompressOptions:
     """The client's keywords that this call of a command states; the commands' parameters are named like them."""
     found = _stated(ctx, CompressOptions.__annotations__)
-    return cast(CompressOptions, found | training(ctx.params.get("train") or ()))
+    asked = files(found.pop("variants", ()))
+    return cast(CompressOptions, found | training(ctx.params.get("train") or ()) | asked)
+
+
+def files(asked: Iterable[str]) -> dict[str, list[str]]:
+    """The client's keywords of `--variants`: names that are no ONNX file are those of further runtimes."""
+    names = list(asked)
+    split = {
+        "variants": [name for name in names if name in ONNX_FILES],
+        "runtimes": [name for name in names if name not in ONNX_FILES],
+    }
+    return {keyword: chosen for keyword, chosen in split.items() if chosen}
 
 
 def stated_of_teacher(ctx: typer.Context) -> InspectOptions:

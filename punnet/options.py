@@ -85,6 +85,8 @@ class CompressOptions(InspectOptions, total=False):
     softmax: bool
     fixed_batch: int
     accuracy_budget: float
+    quantisation_training_steps: int
+    runtimes: Sequence[str]  # openvino | executorch | one that the appliance's operator added
     validate_only: bool
 
 
@@ -149,6 +151,8 @@ _FIELDS: Mapping[type[Message], Mapping[str, str]] = {
         "softmax": "softmax",
         "fixed_batch": "fixed_batch",
         "accuracy_budget": "accuracy_budget",
+        "runtimes": "runtimes",
+        "quantisation_training_steps": "quantisation_training_steps",
     },
 }
 # Keyword -> enum and the prefix of its values.
@@ -167,7 +171,17 @@ _ENUMS: Mapping[str, tuple[_Enum, str]] = {
 }
 # Numbers for which 0 means something of its own; for the others the contract reads 0 as "left out".
 _ZERO_COUNTS = frozenset(
-    {"label_weight", "threshold", "seed", "mixup", "cutmix", "clip_norm", "average_decay", "accuracy_budget"}
+    {
+        "label_weight",
+        "threshold",
+        "seed",
+        "mixup",
+        "cutmix",
+        "clip_norm",
+        "average_decay",
+        "accuracy_budget",
+        "quantisation_training_steps",
+    }
 )
 # What a message's field can hold at all; tighter limits are the appliance's to say.
 _BOUNDS: Mapping[int, tuple[int, int]] = {

@@ -109,9 +109,14 @@ def compression_spec(request: compression_pb2.CompressRequest, pool: Mapping[str
             include_preprocessing=export.include_preprocessing,
             softmax=export.softmax,
             fixed_batch=export.fixed_batch,
+            runtimes=list(export.runtimes),
         )
-        # Zero is a value here: int8 may lose nothing.
-        | ({"accuracy_budget": export.accuracy_budget} if export.HasField("accuracy_budget") else {}),
+        # Zero is a value here: int8 may lose nothing, or is not trained for.
+        | {
+            field: getattr(export, field)
+            for field in ("accuracy_budget", "quantisation_training_steps")
+            if export.HasField(field)
+        },
     }
     if selection.rule == options_pb2.SELECTION_RULE_THRESHOLD:
         groups["selection"]["threshold"] = selection.threshold

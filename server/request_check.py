@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pu_engine.pipeline import export_targets
+from pu_engine.pipeline import export_runtimes, export_targets
 from punnet.errors import PunnetError, make_error
 from punnet.v1 import catalogue_pb2, compression_pb2, options_pb2, pool_pb2
 from server.capabilities import INLINE_BYTES, TEACHER_BYTES
@@ -290,6 +290,7 @@ def _export(options: options_pb2.ExportOptions) -> None:
     for field, asked, known in (
         ("targets", options.targets, export_targets()),
         ("variants", options.variants, VARIANTS),
+        ("runtimes", options.runtimes, export_runtimes()),
     ):
         for name in asked:
             if name not in known:
@@ -297,6 +298,7 @@ def _export(options: options_pb2.ExportOptions) -> None:
     _whole("export.max_batch", options.max_batch, 1, 1024)
     _known("export.parity_images", options_pb2.ParityImages, options.parity_images)
     _whole("export.fixed_batch", options.fixed_batch, 1, 1024)
+    _whole("export.quantisation_training_steps", options.quantisation_training_steps, 1, 100_000)
     _number("export.accuracy_budget", options.accuracy_budget, least=0.0, most=1.0)
 
 

@@ -23,8 +23,9 @@ if manifest["interface"]["input"] == "preprocessed":
     scaled = (pixels.astype(np.float32) * recipe["scale"] - recipe["mean"]) / recipe["std"]
     batch = np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), dtype=np.float32)
 
-# The first variant is the target's preferred one.
-session = ort.InferenceSession(str(BUNDLE / manifest["variants"][0]["path"]), providers=["CPUExecutionProvider"])
+# The first variant is the target's preferred one; files of other runtimes are not for this program.
+model = next(v["path"] for v in manifest["variants"] if v["path"].endswith((".onnx", ".ort")))
+session = ort.InferenceSession(str(BUNDLE / model), providers=["CPUExecutionProvider"])
 (answers,) = session.run(None, {session.get_inputs()[0].name: batch})
 
 probabilities = answers

@@ -939,6 +939,8 @@ class ExportOptions(_message.Message):
     SOFTMAX_FIELD_NUMBER: _builtins.int
     FIXED_BATCH_FIELD_NUMBER: _builtins.int
     ACCURACY_BUDGET_FIELD_NUMBER: _builtins.int
+    RUNTIMES_FIELD_NUMBER: _builtins.int
+    QUANTISATION_TRAINING_STEPS_FIELD_NUMBER: _builtins.int
     max_batch: _builtins.int
     """Largest batch of engine profiles, 1 to 1024; 0 means 64."""
     parity_images: Global___ParityImages.ValueType
@@ -951,6 +953,10 @@ class ExportOptions(_message.Message):
     """The batch that the files are fixed at, 1 to 1024; 0 leaves it free."""
     accuracy_budget: _builtins.float
     """Share of right answers that int8 may lose, 0 to 1; unset means 0.006."""
+    quantisation_training_steps: _builtins.int
+    """Steps of a short training where an int8 file misses its budget, at most 100000; 0 means none, unset
+    at most 200, fewer for a student of many multiply-accumulates.
+    """
     @_builtins.property
     def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names that GetCapabilities lists, for instance "jetson-orin"; empty means "cpu" and "rtx"."""
@@ -959,6 +965,12 @@ class ExportOptions(_message.Message):
     def variants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """ONNX files to make: "fp32", "fp16", "int8-cpu", "int8-trt". fp32 is always made; empty means
         those that the targets use.
+        """
+
+    @_builtins.property
+    def runtimes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Further runtimes to convert the student for: "openvino", "executorch", or one that the operator added. A
+        runtime that is not installed is named in a warning, with what to install.
         """
 
     def __init__(
@@ -972,13 +984,20 @@ class ExportOptions(_message.Message):
         softmax: _builtins.bool = ...,
         fixed_batch: _builtins.int = ...,
         accuracy_budget: _builtins.float | None = ...,
+        runtimes: _abc.Iterable[_builtins.str] | None = ...,
+        quantisation_training_steps: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_accuracy_budget", b"_accuracy_budget", "accuracy_budget", b"accuracy_budget"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_accuracy_budget", b"_accuracy_budget", "_quantisation_training_steps", b"_quantisation_training_steps", "accuracy_budget", b"accuracy_budget", "quantisation_training_steps", b"quantisation_training_steps"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accuracy_budget", b"_accuracy_budget", "accuracy_budget", b"accuracy_budget", "fixed_batch", b"fixed_batch", "include_preprocessing", b"include_preprocessing", "max_batch", b"max_batch", "parity_images", b"parity_images", "softmax", b"softmax", "targets", b"targets", "variants", b"variants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accuracy_budget", b"_accuracy_budget", "_quantisation_training_steps", b"_quantisation_training_steps", "accuracy_budget", b"accuracy_budget", "fixed_batch", b"fixed_batch", "include_preprocessing", b"include_preprocessing", "max_batch", b"max_batch", "parity_images", b"parity_images", "quantisation_training_steps", b"quantisation_training_steps", "runtimes", b"runtimes", "softmax", b"softmax", "targets", b"targets", "variants", b"variants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__accuracy_budget: _TypeAlias = _typing.Literal["accuracy_budget"]  # noqa: Y015
     _WhichOneofArgType__accuracy_budget: _TypeAlias = _typing.Literal["_accuracy_budget", b"_accuracy_budget"]  # noqa: Y015
+    _WhichOneofReturnType__quantisation_training_steps: _TypeAlias = _typing.Literal["quantisation_training_steps"]  # noqa: Y015
+    _WhichOneofArgType__quantisation_training_steps: _TypeAlias = _typing.Literal["_quantisation_training_steps", b"_quantisation_training_steps"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__accuracy_budget) -> _WhichOneofReturnType__accuracy_budget | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__quantisation_training_steps) -> _WhichOneofReturnType__quantisation_training_steps | None: ...
 
 Global___ExportOptions: _TypeAlias = ExportOptions  # noqa: Y015

@@ -100,6 +100,8 @@ VIOLATIONS: list[tuple[str, Change]] = [
     ("export.variants", lambda r: r.export.variants.append("int4")),
     ("export.fixed_batch", lambda r: setattr(r.export, "fixed_batch", 2000)),
     ("export.accuracy_budget", lambda r: setattr(r.export, "accuracy_budget", 1.5)),
+    ("export.runtimes", lambda r: r.export.runtimes.append("toaster")),
+    ("export.quantisation_training_steps", lambda r: setattr(r.export, "quantisation_training_steps", -1)),
     ("export.max_batch", lambda r: setattr(r.export, "max_batch", 1025)),
     ("seed", lambda r: setattr(r, "seed", 2**31)),
     ("seed", lambda r: setattr(r, "seed", -1)),
@@ -207,6 +209,8 @@ def test_all_options_reach_the_spec_under_the_engines_names() -> None:
     whole.export.softmax = True
     whole.export.fixed_batch = 4
     whole.export.accuracy_budget = 0.0
+    whole.export.quantisation_training_steps = 0
+    whole.export.runtimes.append("openvino")
     whole.seed = 7
     spec = compression_spec(whole, POOL)
     assert spec["external_data"] == {"w.bin": {"sha256": "d" * 64}}
@@ -215,7 +219,8 @@ def test_all_options_reach_the_spec_under_the_engines_names() -> None:
     assert spec["selection"] == {"score": "relative_mahalanobis", "rule": "threshold", "threshold": 0.0}
     assert spec["distillation"] == {"class_weights": "chi2", "loss": {"labels": 0.0}}
     assert spec["export"] == {
-        "targets": ["cpu"], "variants": ["int8-cpu"], "softmax": True, "fixed_batch": 4, "accuracy_budget": 0.0
+        "targets": ["cpu"], "variants": ["int8-cpu"], "softmax": True, "fixed_batch": 4, "accuracy_budget": 0.0,
+        "quantisation_training_steps": 0, "runtimes": ["openvino"],
     }  # fmt: skip
     assert spec["seed"] == 7
 

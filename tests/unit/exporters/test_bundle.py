@@ -75,6 +75,22 @@ def test_the_same_content_gives_the_same_bytes(tmp_path: Path, target: str) -> N
     assert (tmp_path / "first.zip").read_bytes() == (tmp_path / "second.zip").read_bytes()
 
 
+def test_a_file_that_needs_another_one_comes_with_it_and_its_words(tmp_path: Path) -> None:
+    plain = content(tmp_path / "in", "cpu")
+    (tmp_path / "in" / "student.bin").write_bytes(b"weights")
+    (tmp_path / "in" / "student.xml").write_bytes(b"structure")
+    other = replace(
+        plain.variants[0], name="openvino-fp32", path=tmp_path / "in" / "student.xml", file="student.xml",
+        beside=(tmp_path / "in" / "student.bin",),
+    )  # fmt: skip
+    write_bundle(replace(plain, variants=(*plain.variants, other)), tmp_path / "bundle.zip")
+    unpacked = unpack(tmp_path / "bundle.zip", tmp_path / "out")
+    assert (unpacked / "student.bin").read_bytes() == b"weights"
+    assert "## The `.xml` files" in (unpacked / "README.md").read_text()
+    listed = [file["path"] for file in json.loads((unpacked / "manifest.json").read_text())["files"]]
+    assert {"student.xml", "student.bin"} <= set(listed)
+
+
 def test_entries_are_sorted_and_say_no_time_and_no_owner(tmp_path: Path) -> None:
     write_bundle(content(tmp_path), tmp_path / "bundle.zip")
     with zipfile.ZipFile(tmp_path / "bundle.zip") as archive:

@@ -62,6 +62,23 @@ def test_nodes_are_taken_out_where_the_budget_is_missed(
     assert found.kept.agreement > found.tried[0][1].agreement
 
 
+def test_a_search_that_runs_out_of_time_goes_on_with_what_it_measured(
+    small_graph: Any, observed: Observed, trials: Trials
+) -> None:
+    found = search(small_graph.model, observed, "int8-trt", replace(trials, seconds=0.0), UNREACHABLE)
+    assert (found.measured, found.nodes) == (1, 4)
+    assert found.cut_short()
+    assert len(found.taken_out) <= 1
+
+
+def test_the_search_says_how_many_nodes_it_measured(small_graph: Any, observed: Observed, trials: Trials) -> None:
+    said: list[tuple[int, int]] = []
+    watched = replace(trials, report=lambda done, total: said.append((done, total)))
+    found = search(small_graph.model, observed, "int8-trt", watched, UNREACHABLE)
+    assert said == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert not found.cut_short()
+
+
 def test_what_is_kept_of_fp32_is_counted_in_images() -> None:
     before = np.array([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0], [0.0, 2.0]], np.float32)
     after = np.array([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [0.0, 2.0]], np.float32)

@@ -57,6 +57,28 @@ def test_a_device_that_is_not_here_gets_fp16_and_never_an_untimed_int8() -> None
     assert (without.variant, without.reason.partition(";")[0]) == ("fp32", "no fp16 file that met its gate")
 
 
+def converted(name: str, form: str, target: str) -> Variant:
+    return Variant(
+        name=name, path=name, target=target, format=form, precision="int8" if name.endswith("int8") else "fp32",
+        size=1, sha256="", seconds=0.0, reproducible=True,
+    )  # fmt: skip
+
+
+def test_another_runtimes_file_is_taken_where_it_is_faster() -> None:
+    rows = timed(fp32=(2.0, 40.0), int8_cpu=(1.0, 20.0), openvino_int8=(0.5, 5.0))
+    both = [*files("fp32", "int8-cpu"), converted("openvino-int8", "openvino", "cpu")]
+    (chosen,) = recommend(both, rows, (), ("cpu",))
+    assert chosen.variant == "openvino-int8"
+
+
+def test_a_phones_file_is_recommended_for_phones_only_however_fast_it_is_here() -> None:
+    both = [*files("fp32", "int8-cpu"), converted("executorch", "executorch", "android")]
+    rows = timed(fp32=(2.0, 40.0), int8_cpu=(1.9, 39.9), executorch=(0.1, 1.0))
+    chosen = recommend(both, rows, (), ("cpu", "android", "ios"))
+    assert [c.variant for c in chosen] == ["fp32", "executorch", "executorch"]
+    assert chosen[1].reason.startswith("the file for executorch, which you asked for; it met its gate; speed not")
+
+
 def test_each_target_asked_for_has_its_own_answer() -> None:
     chosen = recommend(ALL, timed(fp32=(2.0, 40.0), int8_cpu=(1.0, 9.0)), (), ("jetson-orin", "android", "cpu"))
     assert [(c.target, c.variant) for c in chosen] == [

@@ -21,6 +21,7 @@ from PIL import Image
 from pu_engine import ingest, report, report_data, report_page, verification
 from pu_engine.bundle_types import Bundle, Bundles
 from pu_engine.differences import Confusion, Differences, WorstImage
+from pu_engine.export_types import Companion, NotMade
 from pu_engine.fact_types import Latency
 from pu_engine.jsonform import to_json
 from pu_engine.pick_types import PoorClass, ReliabilityBin
@@ -209,14 +210,19 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> ReportInputs:
             "differences.json": json.dumps(to_json(DIFFERENCES)).encode(),
         },
     )
-    write_files(export, {"student.onnx": b"fp32", "student.int8.onnx": b"int8"})
+    write_files(export, {"student.onnx": b"fp32", "student.int8.onnx": b"int8", "s.xml": b"xml", "s.bin": b"weights"})
     write_files(root / "bundling", {"engines/rtx.engine": b"engine", "bundle-rtx.zip": b"zip"})
     variants = Variants(
         variants=(
             variant(export, "fp32", "student.onnx"),
             variant(export, "int8", "student.int8.onnx"),
-        )
-    )
+            replace(
+                variant(export, "openvino-fp32", "s.xml", "openvino"), size=10,
+                beside=(Companion(path="s.bin", size=7, sha256=file_sha256(export / "s.bin")),),
+            ),
+        ),
+        not_made=(NotMade(name="executorch", reason="the runtime is not installed here; install executorch."),),
+    )  # fmt: skip
     bundle = Bundle(
         target="rtx", path="bundle-rtx.zip", device="RTX cards", variants=("fp32",), size=3, sha256="b" * 64
     )
@@ -263,6 +269,19 @@ def test_withheld_variant_is_not_handed_out(folder: Path) -> None:
     assert (folder / "student.onnx").read_bytes() == b"fp32"
     assert (folder / "engines/rtx.engine").read_bytes() == b"engine"
     assert not (folder / "student.int8.onnx").exists()
+
+
+def test_a_file_that_needs_another_one_is_handed_out_with_it(folder: Path, page: str, data: dict[str, Any]) -> None:
+    assert ((folder / "s.xml").read_bytes(), (folder / "s.bin").read_bytes()) == (b"xml", b"weights")
+    assert "belongs to s.xml" in page
+    (row,) = (v for v in data["variants"] if v["name"] == "openvino-fp32")
+    assert (row["size"], row["beside"][0]["size"]) == (10, 7)
+
+
+def test_what_could_not_be_made_stands_in_the_table_with_its_reason(page: str, data: dict[str, Any]) -> None:
+    assert [row["name"] for row in data["not_made"]] == ["executorch"]
+    assert "not made" in page
+    assert "install executorch." in page
 
 
 def test_bundles_are_handed_out_and_named_with_their_devices(folder: Path, page: str, data: dict[str, Any]) -> None:
@@ -365,7 +384,9 @@ def test_student_is_set_beside_its_teacher(data: dict[str, Any]) -> None:
 
 def test_variants_say_which_is_recommended_and_which_withheld(data: dict[str, Any]) -> None:
     flags = {v["name"]: (v["recommended"], v["withheld"]) for v in data["variants"]}
-    assert flags == {"fp32": (True, False), "int8": (False, True), "rtx-sm89": (False, False)}
+    assert flags == {
+        "fp32": (True, False), "int8": (False, True), "openvino-fp32": (False, False), "rtx-sm89": (False, False)
+    }  # fmt: skip
 
 
 def test_warnings_of_all_stages_come_in_their_order(data: dict[str, Any]) -> None:
@@ -455,8 +476,11 @@ def test_page_says_what_the_agreement_on_the_pool_rests_on(page: str) -> None:
 
 def test_engine_without_a_verdict_says_that_it_was_not_run(page: str, data: dict[str, Any]) -> None:
     rows = re.findall(r"<tr><td><code>([^<]+)</code>.*?<span[^>]*>([^<]*)</span></td></tr>", page)
-    assert dict(rows) == {"student.onnx": "recommended", "engines/rtx.engine": "not run here"}
-    assert {v["name"]: v["verified"] for v in data["variants"]} == {"fp32": True, "int8": True, "rtx-sm89": False}
+    assert dict(rows) == {
+        "student.onnx": "recommended", "s.xml": "not run here", "s.bin": "not run here",
+        "engines/rtx.engine": "not run here",
+    }  # fmt: skip
+    assert [v["name"] for v in data["variants"] if v["verified"]] == ["fp32", "int8"]
 
 
 def test_page_says_which_file_to_take_for_a_target_and_why(page: str) -> None:
@@ -465,10 +489,10 @@ def test_page_says_which_file_to_take_for_a_target_and_why(page: str) -> None:
 
 def test_table_of_files_has_a_line_for_each_timing_and_says_what_was_not_measured(page: str) -> None:
     table = page.partition("<h2>What each file gives</h2>")[2].partition("</table>")[0]
-    assert re.findall(r"<b>([^<]+)</b>", table) == ["fp32", "int8", "rtx-sm89"]
-    assert table.count("not measured: no such device here") == 2
+    assert re.findall(r"<b>([^<]+)</b>", table) == ["fp32", "int8", "openvino-fp32", "rtx-sm89", "executorch"]
+    assert table.count("not measured: no such device here") == 3
     assert '<td class="n">2,000</td>' in table  # images a second: one in 0.5 ms
-    assert table.count("<tr>") == 1 + 2 + 1 + 1
+    assert table.count("<tr>") == 1 + 2 + 1 + 1 + 1 + 1
 
 
 def test_page_shows_how_reliable_the_score_is_and_what_the_pool_lacks(page: str) -> None:

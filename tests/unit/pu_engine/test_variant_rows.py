@@ -57,6 +57,17 @@ def test_note_says_how_int8_was_found(data: dict[str, Any]) -> None:
     assert notes[0] == ""
 
 
+def test_note_says_how_far_a_training_got_and_where_a_search_ended(data: dict[str, Any]) -> None:
+    details = {**INT8, "training_steps": "200", "training": "agreement 0.9 before, 0.98 after; kept",
+               "search_ended": "7 of 90 nodes measured in 300 s"}  # fmt: skip
+    data["variants"][1]["details"] = details
+    note = variant_rows(data)[1].note
+    assert "the search for them ended with 7 of 90 nodes measured in 300 s" in note
+    assert note.endswith("trained for 200 steps against rounding: agreement 0.9 before, 0.98 after; kept")
+    data["variants"][1]["details"] = {"made_of": "int8-cpu"}
+    assert variant_rows(data)[1].note == "made of int8-cpu"
+
+
 def test_tradeoff_has_one_point_a_network_at_its_smallest_batch_on_one_thread(data: dict[str, Any]) -> None:
     points = {p.name: (p.milliseconds, p.accuracy, p.chosen) for p in tradeoff(data, 0.95)}
     assert points == {"teacher": (20.0, 0.95, False), "fp32": (4.0, 0.8, False), "int8-cpu": (2.0, 0.79, True)}

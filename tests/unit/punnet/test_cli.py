@@ -16,7 +16,7 @@ from punnet import __version__, cli_doctor
 from punnet.cli import app, main
 from punnet.cli_compress import print_forecast, print_plan, print_report
 from punnet.cli_doctor import package_problems
-from punnet.cli_options import TRAINING, lines, numbers, training
+from punnet.cli_options import TRAINING, files, lines, numbers, training
 from punnet.cli_output import bytes_text, percent_text, print_error, seconds_text
 from punnet.cli_pool import within_limits
 from punnet.cli_progress import figures
@@ -63,7 +63,13 @@ def test_what_is_missing_exits_2(args: list[str]) -> None:
 def test_compress_offers_every_keyword_of_the_client() -> None:
     command = typer.main.get_command(app)
     offered = {p.name for p in command.commands["compress"].params}  # type: ignore[attr-defined]
-    assert set(CompressOptions.__annotations__) - offered - set(TRAINING) == {"loss"}
+    assert set(CompressOptions.__annotations__) - offered - set(TRAINING) == {"loss", "runtimes"}
+
+
+def test_variants_that_are_no_onnx_files_are_runtimes() -> None:
+    assert files(["fp32", "openvino", "int8-cpu"]) == {"variants": ["fp32", "int8-cpu"], "runtimes": ["openvino"]}
+    assert files(["executorch"]) == {"runtimes": ["executorch"]}
+    assert files([]) == {}
 
 
 @pytest.mark.parametrize("command", ["compress", "plan"])

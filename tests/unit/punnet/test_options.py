@@ -34,7 +34,7 @@ def test_every_keyword_reaches_its_field() -> None:
         variants=["fp32", "int8-cpu"], include_preprocessing=True, softmax=True, fixed_batch=3, accuracy_budget=0.0,
         max_bytes=11, student_weights="w.safetensors", loss={"kl": 0.5, "dkd": 1.0}, effort="patient", minutes=1.5,
         draws="balanced", teacher_targets="live", views=3, mixup=0.25, cutmix=1.0, clip_norm=2.5, average_decay=0.875,
-        precision="bf16", compiled=True,
+        precision="bf16", compiled=True, runtimes=["openvino"], quantisation_training_steps=0,
         layout="nhwc", channels="bgr", scale=1.0, mean=[1.0], std=[2.0], input_height=30, input_width=31,
         fit="crop",
         seed=9, validate_only=True, request_id="r", class_names=["a"], taps=["t"],
@@ -86,8 +86,11 @@ def test_every_keyword_reaches_its_field() -> None:
         softmax=True,
         fixed_batch=3,
         accuracy_budget=0.0,
+        quantisation_training_steps=0,
+        runtimes=["openvino"],
     )
     assert request.export.HasField("accuracy_budget")
+    assert request.export.HasField("quantisation_training_steps")
     assert request.preprocessing == options_pb2.Preprocessing(
         layout=options_pb2.LAYOUT_NHWC,
         channels=options_pb2.CHANNEL_ORDER_BGR,
