@@ -44,7 +44,7 @@ def class_bounds(options: SelectionOptions, class_names: Sequence[str], labelled
         )
     floors = _by_class("class_floors", options.class_floors, class_names, labelled, 0)
     caps = _by_class("class_caps", options.class_caps, class_names, labelled, UNBOUNDED)
-    for index in np.flatnonzero((floors > caps) | ((floors > 0) & ~labelled)):
+    for index in np.flatnonzero((floors > caps) | ((floors > 0) & ~labelled)).tolist():
         name = class_names[index]
         if not labelled[index]:
             raise _invalid(f"selection.class_floors names {name!r}, which has no labelled image", "Leave it out.")

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pu_engine.pick_types import PickEstimate, ReliabilityBin
-from pu_engine.prior import PriorInterval
+from pu_engine.prior import PriorInterval, density_ratios
 from pu_engine.pu_classifier import belief_shift, beliefs, sigmoid
 
 LEAST_PRIOR, MOST_PRIOR = 1e-3, 0.95
@@ -14,23 +14,27 @@ TENTHS = 10
 
 
 def pick_estimate(
-    score: NDArray[np.float64], picked: NDArray[np.bool_], prior: float, interval: PriorInterval
-) -> PickEstimate:
-    """Precision and recall of the picks from log-odds whose mean probability is the prior.
+    labelled: NDArray[np.float64], pool: NDArray[np.float64], picked: NDArray[np.bool_], prior: float,
+    interval: PriorInterval,
+) -> PickEstimate:  # fmt: skip
+    """Precision and recall of the picks: an image is of the source with min(1, prior x density ratio of its score).
+
+    The classifier's own probabilities are too low at the top (see `reliability`), where the picks are.
 
     Args:
-        score: log-odds of labelled against pool, [N].
+        labelled, pool: log-odds by classifiers that saw neither, [P] and [N].
         picked: [N], at least one.
         prior: share of positives in the pool; with the interval it is brought to 0.001 to 0.95.
         interval: of the prior.
     """
-    belief = believed(score, prior)
-    low, high = (believed(score, share)[picked].mean() for share in (interval.low, interval.high))
+    ratio, place = density_ratios(labelled, pool)
+    own, low, high = (np.minimum(1.0, _bounded(share) * ratio)[place] for share in (prior, interval.low, interval.high))
+    precision = float(own[picked].mean())
     return PickEstimate(
-        precision=float(belief[picked].mean()),
-        precision_low=float(min(low, belief[picked].mean())),
-        precision_high=float(max(high, belief[picked].mean())),
-        recall=float(belief[picked].sum() / belief.sum()),
+        precision=precision,
+        precision_low=min(float(low[picked].mean()), precision),
+        precision_high=max(float(high[picked].mean()), precision),
+        recall=float(own[picked].sum() / max(own.sum(), 1e-9)),
     )
 
 

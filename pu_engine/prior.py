@@ -124,6 +124,25 @@ def density_ratio_estimate(positive: NDArray[np.floating], unlabelled: NDArray[n
         raise ValueError(f"both groups need scores, got P={positive.size}, U={unlabelled.size}")
     if not (np.isfinite(positive).all() and np.isfinite(unlabelled).all()):
         raise ValueError("scores must be finite")
+    ratio, place = density_ratios(positive, unlabelled)
+    mass = np.bincount(place, minlength=DENSITY_BINS) / unlabelled.size
+    grid = np.linspace(0.0, 1.0, SHARES_TRIED + 1)
+    excess = np.array([share_excess(share, ratio, mass) for share in grid])
+    bend = excess[2:] - 2 * excess[1:-1] + excess[:-2]
+    return float(grid[1 + int(bend.argmax())])
+
+
+def density_ratios(
+    positive: NDArray[np.floating], unlabelled: NDArray[np.floating]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """How much denser labelled images lie than pool images, rising with the score.
+
+    Args:
+        positive, unlabelled: scores as for `density_ratio_estimate`.
+
+    Returns:
+        The ratio in each of 40 bins of equal pool mass, 0 in empty ones; and the bin of each pool image, [U].
+    """
     edges = np.quantile(unlabelled, np.linspace(0, 1, DENSITY_BINS + 1)[1:-1])
     place = np.searchsorted(edges, unlabelled, side="right")
     mass = np.bincount(place, minlength=DENSITY_BINS) / unlabelled.size
@@ -131,10 +150,7 @@ def density_ratio_estimate(positive: NDArray[np.floating], unlabelled: NDArray[n
     used = mass > 0
     ratio = np.zeros(DENSITY_BINS)
     ratio[used] = rising(labelled_mass[used] / mass[used], mass[used])
-    grid = np.linspace(0.0, 1.0, SHARES_TRIED + 1)
-    excess = np.array([share_excess(share, ratio, mass) for share in grid])
-    bend = excess[2:] - 2 * excess[1:-1] + excess[:-2]
-    return float(grid[1 + int(bend.argmax())])
+    return ratio, place
 
 
 def share_excess(share: float, ratio: NDArray[np.floating], mass: NDArray[np.floating]) -> float:

@@ -331,10 +331,10 @@ def _check_scored(images: int, scored: int) -> None:
 
 def expected_precision(order: PoolOrder, picked: NDArray[np.bool_]) -> PickEstimate | None:
     """What the picks are expected to hold, where the pool was ordered by the source classifier."""
-    if order.name != "pu" or order.prior is None:
+    if order.labelled is None or order.prior is None:
         return None
     interval = order.interval or PriorInterval(low=order.prior, high=order.prior)
-    return pick_estimate(order.score, picked, order.prior, interval)
+    return pick_estimate(order.labelled, order.score, picked, order.prior, interval)
 
 
 def _check_rich_enough(images: int, classes: int, what: str) -> None:
