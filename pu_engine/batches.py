@@ -156,20 +156,20 @@ class Sampler:
             live: leave the targets out; the teacher will be asked for the views themselves.
         """
         shown, options = self._draw(step), self._options
-        weights = {"rows_weight": self._rows_weight, "labels_weight": self._labels_weight}
         labels = torch.from_numpy(self._parts[0].labels[shown.rows[0]])
         own_labels = sent(labels[self._own_labelled], self._device)
         if shown.mixing is None:
             images, targets, features = self._read(shown, self._own)
             targets = targets[:, :0] if live else targets
-            return Batch(images=images, targets=targets, labels=own_labels, features=features, **weights)
+            return self._weighed(Batch(images=images, targets=targets, labels=own_labels, features=features))
 
         # Partners may be other processes' rows; what is both is read once.
         partner, share = shown.mixing.partner, shown.mixing.share
         needed, place = torch.unique(torch.cat([self._own, partner[self._own]]), return_inverse=True)
         images, targets, features = self._read(shown, needed)
-        own, other = sent(place, self._device).split(len(self._own))
-        return Batch(
+        place = sent(place, self._device)
+        own, other = place[: len(self._own)], place[len(self._own) :]
+        mixed = Batch(
             images=mix_images(images[own], images[other], shown.mixing),
             targets=targets[own, :0]
             if live
@@ -178,8 +178,11 @@ class Sampler:
             features=None if features is None else share * features[own] + (1.0 - share) * features[other],
             partner_labels=sent(labels[partner[self._own_labelled]], self._device),
             share=share,
-            **weights,
         )
+        return self._weighed(mixed)
+
+    def _weighed(self, batch: Batch) -> Batch:
+        return replace(batch, rows_weight=self._rows_weight, labels_weight=self._labels_weight)
 
     def _draw(self, step: int) -> Shown:
         counts, options = self._counts, self._options

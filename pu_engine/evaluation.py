@@ -13,6 +13,7 @@ from pu_engine.batches import Part
 from pu_engine.types import Preprocessing
 
 EVALUATION_BATCH = 256
+EVALUATION_PIXELS = EVALUATION_BATCH * 128**2  # larger images come in smaller batches, which hold no more than these
 
 
 def model_input(images: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -32,11 +33,12 @@ def predict(module: nn.Module, images: NDArray[np.uint8], preprocessing: Preproc
     """Logits [N, K] in eval mode, on the CPU; the module's mode is kept."""
     was_training = module.training
     device = next(module.parameters()).device
+    batch = max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // max(1, images.shape[1] * images.shape[2])))
     module.eval()
     with torch.no_grad():
         parts = [
-            module(model_input(torch.from_numpy(images[i : i + EVALUATION_BATCH].copy()).to(device), preprocessing))
-            for i in range(0, len(images), EVALUATION_BATCH)
+            module(model_input(torch.from_numpy(images[i : i + batch].copy()).to(device), preprocessing))
+            for i in range(0, len(images), batch)
         ]
     module.train(was_training)
     return torch.cat(parts).float().cpu()

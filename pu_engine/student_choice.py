@@ -87,14 +87,14 @@ def _over_limit(candidate: Candidate, options: StudentOptions, shape: Shape, scr
             return f"{key} {candidate[key]} > {limit}"
     if options.max_latency_ms is None:
         return ""
-    latency = _latency_ms(candidate["name"], shape, scratch)
+    latency = latency_ms(candidate["name"], shape, scratch)
     candidate["latency_ms"] = f"{latency:.4g}"
     if latency > options.max_latency_ms:
         return f"latency {latency:.4g} ms > {options.max_latency_ms:g} ms"
     return ""
 
 
-def _latency_ms(name: str, shape: Shape, scratch: Path) -> float:
+def latency_ms(name: str, shape: Shape, scratch: Path) -> float:
     """Median of one image on one thread; untrained weights take as long as trained ones."""
     size, channels, _ = shape
     path = scratch / PROBE

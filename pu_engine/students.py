@@ -12,7 +12,9 @@ import functools
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,6 +55,7 @@ class CatalogueEntry:
     macs: int
     size: int
     source: str  # punnet | timm
+    latency_ms: float = 0.0  # of one image on one thread here; 0 where it was not measured
 
 
 class CifarBlock(nn.Module):
@@ -171,21 +174,36 @@ def every_student() -> list[CatalogueEntry]:
     return sorted([*map(measure, CIFAR_BLOCKS), *others], key=lambda entry: entry.name)
 
 
-def measure(name: str) -> CatalogueEntry:
-    """One student, built and counted at the size that it was designed for.
+def measure(name: str, size: int | None = None) -> CatalogueEntry:
+    """One student, built and counted at a size; None: the one that it was designed for.
 
     Raises:
         EngineError: as `build`.
     """
     _check_known(name)
     own = name in CIFAR_BLOCKS
-    size = CIFAR_SIZE if own else _timm_size(name)
+    size = size or (CIFAR_SIZE if own else _timm_size(name))
     # Shapes are all that counting needs: without arithmetic a list takes seconds, not minutes.
     with torch.device("meta"):
         module = build(name, size, 3, COUNTED_CLASSES)
         macs = count_macs(module, size, 3)
     source = "punnet" if own else "timm"
     return CatalogueEntry(name=name, parameters=count_parameters(module), macs=macs, size=size, source=source)
+
+
+def timed(name: str, size: int | None = None) -> CatalogueEntry:
+    """One student as `measure` counts it, and timed through ONNX Runtime on this machine.
+
+    Raises:
+        EngineError: as `build`.
+    """
+    # Only now: it brings the exporter and onnxruntime.
+    from pu_engine.student_choice import latency_ms
+
+    entry = measure(name, size)
+    with tempfile.TemporaryDirectory() as scratch:
+        taken = latency_ms(name, (entry.size, 3, COUNTED_CLASSES), Path(scratch))
+    return replace(entry, latency_ms=taken)
 
 
 def adapt_stem(module: nn.Module, first_convs: tuple[str, ...]) -> None:
@@ -285,10 +303,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--contains", default="", metavar="TEXT")
     parser.add_argument("--all", action="store_true", help="every student, whatever --contains says")
     parser.add_argument("--check", metavar="NAME", help="build this one and count it")
+    parser.add_argument("--time", metavar="NAME", help="build this one, count it and time it")
+    parser.add_argument("--size", type=int, help="of --time, in pixels")
     options = parser.parse_args(arguments)
     try:
         if options.check:
             entries = [measure(options.check)]
+        elif options.time:
+            entries = [timed(options.time, options.size)]
         else:
             entries = every_student() if options.all else catalogue(options.contains)
     except EngineError as error:

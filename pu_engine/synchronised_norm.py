@@ -31,12 +31,12 @@ class CpuBatchNorm(_BatchNorm):
     def _together(self, x: Tensor) -> Tensor:
         others = [d for d in range(x.ndim) if d != 1]
         shape = [1, -1] + [1] * (x.ndim - 2)
-        n = Total.apply(x.new_tensor(float(x.numel() // x.shape[1])))
-        mean = Total.apply(x.sum(dim=others)) / n
+        n = total(x.new_tensor(float(x.numel() // x.shape[1])))
+        mean = total(x.sum(dim=others)) / n
         centred = x - mean.view(shape)
-        variance = Total.apply(centred.square().sum(dim=others)) / n
+        variance = total(centred.square().sum(dim=others)) / n
         self._track(mean.detach(), variance.detach() * (n / (n - 1.0).clamp_min(1.0)))
-        y = centred * torch.rsqrt(variance + self.eps).view(shape)
+        y: Tensor = centred * torch.rsqrt(variance + self.eps).view(shape)
         return y if self.weight is None else y * self.weight.view(shape) + self.bias.view(shape)
 
     def _track(self, mean: Tensor, variance: Tensor) -> None:
@@ -46,6 +46,12 @@ class CpuBatchNorm(_BatchNorm):
         share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(variance, share)
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum over all processes, with its gradient."""
+    summed: Tensor = Total.apply(values)  # type: ignore[no-untyped-call]
+    return summed
 
 
 class Total(torch.autograd.Function):

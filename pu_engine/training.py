@@ -107,8 +107,9 @@ def train(module: nn.Module, task: Task, folder: Path, progress: Progress) -> li
             if task.processes.first:
                 checkpoints.save(folder, task.key, run.trained, run.optimiser, state)
 
-        # Dropout and stochastic depth draw from torch's own generator.
-        torch.manual_seed(derived_seed(task.seed, DROPOUT_STREAM, state.step, task.processes.rank))
+        # Dropout and stochastic depth draw from torch's own generator, in each process otherwise.
+        own = () if task.processes.first else (task.processes.rank,)
+        torch.manual_seed(derived_seed(task.seed, DROPOUT_STREAM, state.step, *own))
         rate = learning_rate(state.step, task.steps, options) * state.rate_scale
         for group in run.optimiser.param_groups:
             group["lr"] = rate

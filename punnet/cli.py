@@ -19,8 +19,9 @@ from punnet.cli_gc import gc
 from punnet.cli_inspect import inspect
 from punnet.cli_jobs import cancel, delete, download, jobs, watch
 from punnet.cli_output import print_error
-from punnet.cli_pool import pool_app, students
+from punnet.cli_pool import pool_app
 from punnet.cli_serve import backup, health, page, restore, serve
+from punnet.cli_students import students
 from punnet.errors import PunnetError, exit_status
 from punnet.large_buffers import keep_large_buffers
 

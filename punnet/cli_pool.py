@@ -1,10 +1,10 @@
-"""`punnet pool …` and `punnet students`."""
+"""`punnet pool …`."""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ from punnet.cli_output import bytes_text, print_document, print_table, results
 from punnet.cli_page import check_writable, place
 from punnet.cli_progress import run_to_end, transfer_bar
 from punnet.client import Client
-from punnet.v1 import catalogue_pb2, pool_pb2
+from punnet.v1 import pool_pb2
 
 Paths = Annotated[
     list[str],
@@ -130,37 +130,6 @@ def info(
     _print_pool(pool, as_json, summary)
 
 
-def students(
-    name_contains: Annotated[
-        str, typer.Argument(metavar="[PART]", help="A part of the name; without it, those that Punnet recommends.")
-    ] = "",
-    *,
-    max_parameters: Annotated[int | None, typer.Option("--max-parameters", help="Leave out larger ones.")] = None,
-    max_macs: Annotated[int | None, typer.Option("--max-macs", help="Leave out slower ones.")] = None,
-    server: o.Server = None,
-    data: o.Data = None,
-    as_json: o.AsJson = False,
-) -> None:
-    """List networks that can be trained."""
-    with Client(server, data=data) as client:
-        found = within_limits(client.students(name_contains), max_parameters, max_macs)
-    if as_json:
-        keys = ("name", "parameters", "macs", "size", "source")
-        print_document({"students": [{key: getattr(s, key) for key in keys} for s in found]})
-        return
-    rows = [(s.name, _count(s.parameters), _count(s.macs), s.size or "-", s.source) for s in found]
-    print_table("Students", ("name", "parameters", "multiply-accumulates", "size", "source"), rows)
-
-
-def within_limits(
-    students: Sequence[catalogue_pb2.Student], max_parameters: int | None, max_macs: int | None
-) -> list[catalogue_pb2.Student]:
-    """Those that are known to meet the limits; without limits all of them."""
-    limits = (("parameters", max_parameters), ("macs", max_macs))
-    asked = [(name, limit) for name, limit in limits if limit is not None]
-    return [s for s in students if all(0 < getattr(s, name) <= limit for name, limit in asked)]
-
-
 def pool_document(pool: pool_pb2.Pool) -> dict[str, Any]:
     """A pool's JSON form."""
     keys = ("name", "images", "bad_images", "duplicates", "near_duplicates", "shards", "size", "sha256")
@@ -195,7 +164,3 @@ def _print_pool(pool: pool_pb2.Pool, as_json: bool, summary: Mapping[str, Any] |
         "shrink": f"short side {shrink['short_side']}, quality {shrink['quality']}" if shrink else "no",
     }
     print_table("Pool", ("", ""), [(key, texts.get(key, value)) for key, value in document.items()])
-
-
-def _count(number: int) -> str:
-    return f"{number:,}" if number else "-"

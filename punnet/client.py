@@ -237,6 +237,10 @@ class Client:
         """Networks that can be trained, by name."""
         return self._run(self._client.students(name_contains))
 
+    def timed_student(self, name: str, size: int = 0) -> catalogue_pb2.Student:
+        """One network by its exact name, timed on the appliance's CPU unless it was before; size 0: its own."""
+        return self._run(self._client.timed_student(name, size))
+
     def capabilities(self) -> compression_pb2.GetCapabilitiesResponse:
         """Versions, limits, devices and confinement of the appliance."""
         return self._run(self._client.capabilities())

@@ -20,6 +20,7 @@ from server.students import StudentCatalogue
 Context = grpc.aio.ServicerContext[Any, Any]
 PAGE_SIZE, PAGE_LIMIT = 50, 2000
 NAME_PART_CHARACTERS = 100
+MEASURED_PIXELS = range(8, 1025)
 
 
 class CatalogueService(catalogue_pb2_grpc.CatalogueServiceServicer):
@@ -43,7 +44,10 @@ class CatalogueService(catalogue_pb2_grpc.CatalogueServiceServicer):
     async def ListStudents(
         self, request: catalogue_pb2.ListStudentsRequest, context: Context
     ) -> catalogue_pb2.ListStudentsResponse:
-        """A page of students."""
+        """A page of students, or one that is timed."""
+        if request.measure:
+            row = await self._students.time(*check_measured(request))
+            return catalogue_pb2.ListStudentsResponse(students=[catalogue_pb2.Student(**row)])
         size = page_size(request.page_size, default=PAGE_SIZE, limit=PAGE_LIMIT)
         (after,) = parse_token(request.page_token, (str,)) if request.page_token else ("",)
         part = request.name_contains
@@ -55,3 +59,13 @@ class CatalogueService(catalogue_pb2_grpc.CatalogueServiceServicer):
             students=[catalogue_pb2.Student(**row) for row in page],
             next_page_token=to_token(page[-1]["name"]) if more else "",
         )
+
+
+def check_measured(request: catalogue_pb2.ListStudentsRequest) -> tuple[str, int]:
+    """The name and the size that a request asks to measure."""
+    name, size = request.measure, request.measure_size
+    if len(name) > NAME_PART_CHARACTERS or not name.isprintable():
+        raise violation("measure", f"at most {NAME_PART_CHARACTERS} printable characters", name)
+    if size and size not in MEASURED_PIXELS:
+        raise violation("measure_size", f"{MEASURED_PIXELS.start} to {MEASURED_PIXELS.stop - 1} pixels, or 0", size)
+    return name, size

@@ -26,7 +26,7 @@ from punnet.v1 import job_pb2 as punnet_dot_v1_dot_job__pb2
 from punnet.v1 import options_pb2 as punnet_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19punnet/v1/catalogue.proto\x12\tpunnet.v1\x1a\x13punnet/v1/job.proto\x1a\x17punnet/v1/options.proto\"\xba\x01\n\x15InspectTeacherRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12#\n\x07teacher\x18\x02 \x01(\x0b\x32\x12.punnet.v1.Teacher\x12)\n\x06images\x18\x03 \x01(\x0b\x32\x19.punnet.v1.LabelledImages\x12/\n\rpreprocessing\x18\x04 \x01(\x0b\x32\x18.punnet.v1.Preprocessing\x12\x0c\n\x04seed\x18\x05 \x01(\x03\"5\n\x16InspectTeacherResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.punnet.v1.Job\"S\n\x13ListStudentsRequest\x12\x15\n\rname_contains\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"U\n\x14ListStudentsResponse\x12$\n\x08students\x18\x01 \x03(\x0b\x32\x12.punnet.v1.Student\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"W\n\x07Student\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nparameters\x18\x02 \x01(\x03\x12\x0c\n\x04macs\x18\x03 \x01(\x03\x12\x0c\n\x04size\x18\x04 \x01(\x05\x12\x0e\n\x06source\x18\x05 \x01(\t2\xba\x01\n\x10\x43\x61talogueService\x12U\n\x0eInspectTeacher\x12 .punnet.v1.InspectTeacherRequest\x1a!.punnet.v1.InspectTeacherResponse\x12O\n\x0cListStudents\x12\x1e.punnet.v1.ListStudentsRequest\x1a\x1f.punnet.v1.ListStudentsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19punnet/v1/catalogue.proto\x12\tpunnet.v1\x1a\x13punnet/v1/job.proto\x1a\x17punnet/v1/options.proto\"\xba\x01\n\x15InspectTeacherRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12#\n\x07teacher\x18\x02 \x01(\x0b\x32\x12.punnet.v1.Teacher\x12)\n\x06images\x18\x03 \x01(\x0b\x32\x19.punnet.v1.LabelledImages\x12/\n\rpreprocessing\x18\x04 \x01(\x0b\x32\x18.punnet.v1.Preprocessing\x12\x0c\n\x04seed\x18\x05 \x01(\x03\"5\n\x16InspectTeacherResponse\x12\x1b\n\x03job\x18\x01 \x01(\x0b\x32\x0e.punnet.v1.Job\"z\n\x13ListStudentsRequest\x12\x15\n\rname_contains\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x0f\n\x07measure\x18\x04 \x01(\t\x12\x14\n\x0cmeasure_size\x18\x05 \x01(\x05\"U\n\x14ListStudentsResponse\x12$\n\x08students\x18\x01 \x03(\x0b\x32\x12.punnet.v1.Student\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"k\n\x07Student\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nparameters\x18\x02 \x01(\x03\x12\x0c\n\x04macs\x18\x03 \x01(\x03\x12\x0c\n\x04size\x18\x04 \x01(\x05\x12\x0e\n\x06source\x18\x05 \x01(\t\x12\x12\n\nlatency_ms\x18\x06 \x01(\x01\x32\xba\x01\n\x10\x43\x61talogueService\x12U\n\x0eInspectTeacher\x12 .punnet.v1.InspectTeacherRequest\x1a!.punnet.v1.InspectTeacherResponse\x12O\n\x0cListStudents\x12\x1e.punnet.v1.ListStudentsRequest\x1a\x1f.punnet.v1.ListStudentsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,11 +38,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INSPECTTEACHERRESPONSE']._serialized_start=275
   _globals['_INSPECTTEACHERRESPONSE']._serialized_end=328
   _globals['_LISTSTUDENTSREQUEST']._serialized_start=330
-  _globals['_LISTSTUDENTSREQUEST']._serialized_end=413
-  _globals['_LISTSTUDENTSRESPONSE']._serialized_start=415
-  _globals['_LISTSTUDENTSRESPONSE']._serialized_end=500
-  _globals['_STUDENT']._serialized_start=502
-  _globals['_STUDENT']._serialized_end=589
-  _globals['_CATALOGUESERVICE']._serialized_start=592
-  _globals['_CATALOGUESERVICE']._serialized_end=778
+  _globals['_LISTSTUDENTSREQUEST']._serialized_end=452
+  _globals['_LISTSTUDENTSRESPONSE']._serialized_start=454
+  _globals['_LISTSTUDENTSRESPONSE']._serialized_end=539
+  _globals['_STUDENT']._serialized_start=541
+  _globals['_STUDENT']._serialized_end=648
+  _globals['_CATALOGUESERVICE']._serialized_start=651
+  _globals['_CATALOGUESERVICE']._serialized_end=837
 # @@protoc_insertion_point(module_scope)

@@ -286,3 +286,13 @@ def test_search_for_a_student_names_its_limit(shared_server: RunningServer, part
     code, details = reason(refused.value)
     assert (code, details["field"], details["value"]) == ("REQUEST_INVALID", "name_contains", repr(part)[:80])
     assert details["limit"] == "at most 100 printable characters"
+
+
+@pytest.mark.parametrize(("field", "value"), [("measure", "a\nb"), ("measure_size", 7), ("measure_size", 1025)])
+def test_a_student_to_measure_is_checked(shared_server: RunningServer, field: str, value: str | int) -> None:
+    wanted = catalogue_pb2.ListStudentsRequest(measure="cifar_resnet8")
+    setattr(wanted, field, value)
+    with pytest.raises(grpc.RpcError) as refused:
+        shared_server.catalogue.ListStudents(wanted)
+    code, details = reason(refused.value)
+    assert (code, details["field"], details["value"]) == ("REQUEST_INVALID", field, repr(value))

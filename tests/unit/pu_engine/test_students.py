@@ -143,7 +143,17 @@ def test_command_prints_one_checked_student(capsys: pytest.CaptureFixture[str]) 
         "macs": 26_395_264,
         "size": 32,
         "source": "punnet",
+        "latency_ms": 0.0,
     }
+
+
+@pytest.mark.slow  # it exports a network
+def test_command_times_a_student_at_the_size_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert students.main(["--json", "--time", "cifar_resnet8", "--size", "16"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)["students"]
+    assert entry["size"] == 16
+    assert entry["macs"] < students.measure("cifar_resnet8").macs
+    assert 0 < entry["latency_ms"] < 1000
 
 
 def test_command_prints_the_error_of_an_unknown_student(capsys: pytest.CaptureFixture[str]) -> None:

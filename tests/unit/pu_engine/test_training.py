@@ -22,7 +22,7 @@ from pu_engine.class_weighting import class_weighting, running_class_loss
 from pu_engine.distill_types import DistillationOptions, DistillLoss
 from pu_engine.distillation import build_task
 from pu_engine.errors import EngineError
-from pu_engine.evaluation import agreement_with_teacher, model_input
+from pu_engine.evaluation import agreement_with_teacher, model_input, predict
 from pu_engine.progress import SilentProgress
 from pu_engine.results import load
 from pu_engine.student_spec import describe
@@ -141,6 +141,22 @@ def test_student_input_is_normalised_and_channels_last(task: Task) -> None:
     assert x.shape == (2, 3, 4, 4)
     assert x.is_contiguous(memory_format=torch.channels_last)
     assert x[0, :, 0, 0].tolist() == pytest.approx([(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225])
+
+
+def test_large_images_are_answered_in_small_batches(task: Task) -> None:
+    """A batch of 256 at 224 pixels holds 150 MB before the first layer."""
+    seen: list[int] = []
+
+    class Watched(Exploding):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return super().forward(x)
+
+    for size, batches in {16: [100], 224: [83, 17]}.items():
+        seen.clear()
+        images = np.zeros((100, size, size, 3), np.uint8)
+        assert predict(Watched(set()), images, task.preprocessing).shape == (100, 3)
+        assert seen == batches
 
 
 def test_training_learns_what_the_teacher_says(task: Task, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from punnet.cli_compress import print_forecast, print_plan, print_report
 from punnet.cli_doctor import package_problems
 from punnet.cli_options import TRAINING, files, lines, numbers, training
 from punnet.cli_output import bytes_text, percent_text, print_error, seconds_text
-from punnet.cli_pool import within_limits
 from punnet.cli_progress import figures
+from punnet.cli_students import within_limits
 from punnet.errors import InvalidRequest, make_error
 from punnet.options import CompressOptions
 from punnet.v1 import catalogue_pb2, job_pb2
@@ -219,11 +219,17 @@ def test_summary_shows_teacher_beside_student(capsys: pytest.CaptureFixture[str]
 
 
 def test_students_beyond_a_limit_or_not_counted_are_left_out() -> None:
-    rows = [("small", 100, 5), ("large", 900, 5), ("slow", 100, 50), ("uncounted", 0, 0)]
-    students = [catalogue_pb2.Student(name=name, parameters=p, macs=m) for name, p, m in rows]
-    assert within_limits(students, None, None) == students
-    assert [s.name for s in within_limits(students, 500, None)] == ["small", "slow"]
-    assert [s.name for s in within_limits(students, 500, 10)] == ["small"]
+    rows = [("small", 400, 10, 0.5), ("slow", 400, 90, 3.0), ("large", 9000, 5, 0.0), ("unknown", 0, 0, 0.0)]
+    found = [catalogue_pb2.Student(name=name, parameters=p, macs=m, latency_ms=t) for name, p, m, t in rows]
+
+    def names(*limits: tuple[str, float | None], unknown: bool = False) -> list[str]:
+        return [s.name for s in within_limits(found, limits, unknown=unknown)]
+
+    assert names(("parameters", None), ("macs", None)) == ["small", "slow", "large", "unknown"]
+    assert names(("parameters", 500)) == ["small", "slow"]
+    assert names(("parameters", 500), ("macs", 10)) == ["small"]
+    assert names(("latency_ms", 1.0)) == ["small"]
+    assert names(("parameters", 500), unknown=True) == ["small", "slow", "unknown"]
 
 
 def test_a_plan_shows_other_efforts_beside_its_own(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,3 +79,32 @@ def test_one_answer_serves_every_search_and_unknown_names_keep_nothing(tmp_path:
 
     asyncio.run(ask())
     assert len(list(tmp_path.rglob("*.json"))) == 1
+
+
+@pytest.mark.slow  # the engine imports timm and exports a network
+def test_a_student_is_timed_once_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalogue = StudentCatalogue(tmp_path)
+
+    async def row() -> dict[str, Any]:
+        return (await catalogue.list("cifar_resnet8"))[0]
+
+    async def scenario() -> None:
+        before = await row()
+        timed = await catalogue.time("cifar_resnet8", 0)
+        assert timed["latency_ms"] > 0
+        assert {**timed, "latency_ms": before["latency_ms"]} == before
+        assert before["latency_ms"] == 0
+        assert await row() == timed
+        kept = sorted(tmp_path.rglob("*.json"))
+        assert await catalogue.time("cifar_resnet8", 32) == timed
+        assert sorted(tmp_path.rglob("*.json")) == kept
+        with pytest.raises(PunnetError) as unknown:
+            await catalogue.time("cifar_resnet9", 0)
+        assert unknown.value.code == "STUDENT_UNKNOWN"
+        with pytest.raises(PunnetError) as unsupported:
+            await catalogue.time("cifar_resnet8", 4)
+        assert unsupported.value.code == "STUDENT_UNSUPPORTED"
+        monkeypatch.setattr("server.students.machine", lambda: "another, 2 cores")
+        assert (await row())["latency_ms"] == 0
+
+    asyncio.run(scenario())
