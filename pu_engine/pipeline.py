@@ -137,7 +137,7 @@ REPORT = Stage(
     module="pu_engine.report",
     schema=3,
     needs=("intake", "scoring", "selection", "gathering", "distillation", "export", "verification", "bundling"),
-    reads=("pool", "images"),
+    reads=("pool", "images", "plan"),
 )
 INSPECTION = Stage(
     name="inspection", module="pu_engine.inspection", schema=2, needs=("intake",), reads=("images",), minutes=10

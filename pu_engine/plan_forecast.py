@@ -128,7 +128,8 @@ def _score(scorer: Scorer, images: Iterable[bytes], folder: Path, name: str, thr
 
 def _spread(available: int, wanted: int) -> list[int]:
     """Indices evenly spread over a list, its ends among them."""
-    return np.linspace(0, available - 1, min(available, max(1, wanted))).round().astype(int).tolist()
+    places: list[int] = np.linspace(0, available - 1, min(available, max(1, wanted))).round().astype(int).tolist()
+    return places
 
 
 def _scaled(bounds: ClassBounds, share: float) -> ClassBounds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pu_engine.jsonform import MEASURED
@@ -63,3 +64,18 @@ class Plan:
     stages: tuple[StageEstimate, ...] = field(metadata=MEASURED)
     seconds: float = field(metadata=MEASURED)
     artifacts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanEstimates:
+    """What a plan foretold of the compression that is made from it; stages by name."""
+
+    seconds: Mapping[str, float]
+    memory_bytes: Mapping[str, int]
+    steps: int
+    picked: int
+    pool_images: int
+    score: str
+    prior: float | None
+    precision: float | None
+    class_counts: tuple[int, ...]

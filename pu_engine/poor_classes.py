@@ -44,16 +44,17 @@ def poor_classes(
         better = largest > best
         best, row = np.where(better, largest, best), np.where(better, start + first, row)
         start += len(chunk)
+    nearest, likely = row.tolist(), best >= 0
     return tuple(
         PoorClass(
             name=names[k],
             available=int(available[k]),
             wanted=int(wanted[k]),
-            nearest=keys[row[i]] if best[i] >= 0 else None,
-            nearest_class=names[classes[row[i]]] if best[i] >= 0 else None,
-            nearest_probability=float(best[i]) if best[i] >= 0 else None,
+            nearest=keys[nearest[i]] if likely[i] else None,
+            nearest_class=names[int(classes[nearest[i]])] if likely[i] else None,
+            nearest_probability=float(best[i]) if likely[i] else None,
         )
-        for i, k in enumerate(poor)
+        for i, k in enumerate(poor.tolist())
     )
 
 

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pu_engine.bundle_types import Bundles
 from pu_engine.fact_types import Latency
 from pu_engine.jsonform import to_json
+from pu_engine.plan_types import PlanEstimates
 from pu_engine.pool_types import Pool
 from pu_engine.results import load, read_manifest
 from pu_engine.score_types import Scores
@@ -43,6 +46,7 @@ class Results:
     verdicts: Verdicts
     bundles: Bundles
     pool: Pool
+    plan: PlanEstimates | None
     manifests: Mapping[str, Mapping[str, Any]]
 
 
@@ -70,6 +74,7 @@ def read_results(inputs: ReportInputs, pool: Pool) -> Results:
         verdicts=load(Verdicts, inputs.verification.path),
         bundles=load(Bundles, inputs.bundling.path),
         pool=pool,
+        plan=inputs.plan,
         manifests={name: read_manifest(Path(getattr(inputs, name).path)) for name in STAGE_NAMES},
     )
 
@@ -130,6 +135,37 @@ def report_json(results: Results) -> dict[str, Any]:
         "recommendations": to_json(results.verdicts.recommendations),
         "warnings": list(warnings_of(results)),
         "conditions": conditions(results),
+        "plan": plan_json(results),
+    }
+
+
+def plan_json(results: Results) -> dict[str, Any] | None:
+    """What the plan foretold beside what came; None where the job was made from none.
+
+    `moved` is the share of the planned picks that went to another class.
+    """
+    plan, selection = results.plan, results.selection
+    if plan is None:
+        return None
+    expected = selection.expected
+    planned, came = np.array(plan.class_counts, float), np.array(selection.class_counts, float)
+    comparable = planned.size == came.size and planned.sum() > 0 and came.sum() > 0
+    return {
+        "seconds": dict(plan.seconds),
+        "memory_bytes": dict(plan.memory_bytes),
+        "figures": [
+            {"name": "training steps", "planned": plan.steps, "came": results.student.steps},
+            {"name": "pool images", "planned": plan.pool_images, "came": selection.pool_images},
+            {"name": "picked images", "planned": plan.picked, "came": selection.picked},
+            {"name": "score", "planned": plan.score, "came": selection.score},
+            {"name": "prior", "planned": plan.prior, "came": selection.prior},
+            {
+                "name": "expected precision of the picks",
+                "planned": plan.precision,
+                "came": expected.precision if expected else None,
+            },
+        ],
+        "moved": float(np.abs(planned / planned.sum() - came / came.sum()).sum() / 2) if comparable else None,
     }
 
 

@@ -97,7 +97,7 @@ def template(name: str) -> jinja2.Template:
     )
     environment.filters.update(
         percent=percent, number=number, bytes=byte_size, seconds=duration, milliseconds=milliseconds, factor=factor,
-        plain=plain, values=values, figure=figure, rate=rate,
+        plain=plain, values=values, figure=figure, rate=rate, planned=planned,
     )  # fmt: skip
     return environment.get_template(name)
 
@@ -190,6 +190,15 @@ def rate(value: float) -> str:
 def factor(value: float) -> str:
     """How many times: 1.57 -> '1.6 ×'."""
     return f"{value:.0f} ×" if value >= 10 else f"{value:.1f} ×"
+
+
+def planned(value: float | str | None) -> str:
+    """A figure of a plan: a share with three decimals, a count with commas, a name as it is; a dash for none."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return value if isinstance(value, str) else number(value)
 
 
 def plain(value: float) -> str:

@@ -14,6 +14,7 @@ from pu_engine.export_types import Companion, NotMade
 from pu_engine.fact_types import Latency, TapCandidate, TeacherFacts
 from pu_engine.jsonform import MEASURED
 from pu_engine.pick_types import PickEstimate, PoorClass, ReliabilityBin
+from pu_engine.plan_types import PlanEstimates
 from pu_engine.twin_report import TwinReport
 
 SPREAD_SUFFIX = "_spread"  # of the name of a tap's second output
@@ -448,6 +449,7 @@ class ReportInputs:
     bundling: Folder
     pool: Folder
     images: LabelledImages
+    plan: PlanEstimates | None = None  # where the job was made from one
     threads: int = 1
 
 

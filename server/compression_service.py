@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from server.job_spec import compression_spec
 from server.job_table import JobRow
 from server.jobs import JobEngine
 from server.page_token import parse_token, to_token
+from server.plan_estimates import PLAN_FILE, plan_estimates
 from server.pool_table import SharedPools, pool_reference
 from server.request_check import check_compression, page_size
 from server.rerun import fill_material, merge_options, not_found
@@ -125,9 +127,18 @@ class CompressionService(compression_pb2_grpc.CompressionServiceServicer):
             )
         await self._students.check(request.student.name)
         spec = merge_options(compression_spec(request, pool), earlier)
+        if request.from_job and kind == "compress":
+            spec |= await self._foretold(request.from_job)
         await self._intake.prepare(tenant(), request, spec)
         job = await self._engine.submit(tenant(), kind, spec, request.request_id)
         return self._message(job)
+
+    async def _foretold(self, job_id: str) -> Mapping[str, Any]:
+        """The estimates of a plan that the compression is made from, for its report."""
+        job = await self._store.read(job_table.job_by_id, tenant(), job_id)
+        row = next((a for a in job.artifacts if a.path == PLAN_FILE), None) if job else None
+        found = await asyncio.to_thread(plan_estimates, self._data.root / row.folder / row.path) if row else None
+        return {} if found is None else {"plan": found}
 
     def _message(self, job: JobRow) -> job_pb2.Job:
         return job_message(job, self._watch.tick((job.tenant, job.id)))

@@ -89,9 +89,9 @@ def test_convention_is_found_and_taps_are_the_teachers_own(design: Design) -> No
     found = run(tapped, model_input(images, teacher.preprocessing), None, ["logits"])[0]
     tied = any(h.tied and h.name == f"{design.channels} {design.scaling}" for h in teacher.hypotheses)
     assert (found.argmax(axis=1) == scores.argmax(axis=1)).mean() >= (TIED_PREDICTIONS if tied else SAME_PREDICTIONS)
-    logits, *found = run(tapped, rows_of(images, design), None, names)
+    logits, *pooled = run(tapped, rows_of(images, design), None, names)
     assert_close(logits, scores, ERRORS[design.dtype])
-    means, spreads = found[: len(teacher.taps)], iter(found[len(teacher.taps) :])
+    means, spreads = pooled[: len(teacher.taps)], iter(pooled[len(teacher.taps) :])
     for tap, value in zip(teacher.taps, means, strict=True):
         source, _, kind = tap.source.rpartition(":")
         own = run(plain, rows_of(images, design), design.batch, [source])[0].astype(np.float32)

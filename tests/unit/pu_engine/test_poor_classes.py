@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from pu_engine.pick_types import PoorClass
 from pu_engine.poor_classes import poor_class_warning, poor_classes
@@ -23,7 +24,7 @@ def test_the_nearest_is_the_likeliest_image_of_another_class() -> None:
         ("cow", 1, 2, "d", "bee")
     ]
     probability = np.exp(8.9) / (1 + np.exp(9) + np.exp(8.9))
-    np.testing.assert_allclose(found[0].nearest_probability, probability, rtol=1e-4)
+    assert found[0].nearest_probability == pytest.approx(probability, rel=1e-4)
 
 
 def test_the_poorest_comes_first_and_full_classes_are_left_out() -> None:

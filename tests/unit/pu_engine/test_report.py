@@ -25,6 +25,7 @@ from pu_engine.export_types import Companion, NotMade
 from pu_engine.fact_types import Latency
 from pu_engine.jsonform import to_json
 from pu_engine.pick_types import PoorClass, ReliabilityBin
+from pu_engine.plan_types import PlanEstimates
 from pu_engine.pool import pool_folder
 from pu_engine.pool_types import IngestInputs
 from pu_engine.progress import SilentProgress
@@ -500,6 +501,27 @@ def test_page_shows_how_reliable_the_score_is_and_what_the_pool_lacks(page: str)
     assert "labelled (6)" in page
     assert "7 images that look like a better one, 2 that are, or look like, those to exclude" in page
     assert "<code>&lt;b&gt;/000003</code>, taken for $x, this class at 25.0 %" in page
+
+
+def test_a_plan_is_set_beside_what_came_of_it(inputs: ReportInputs, tmp_path: Path) -> None:
+    plan = PlanEstimates(
+        seconds={"intake": 9.0, "distillation": 77.7}, memory_bytes={"intake": 2**20}, steps=25, picked=11,
+        pool_images=POOL_IMAGES, score="pu", prior=0.2, precision=None, class_counts=(8, 2, 2),
+    )  # fmt: skip
+    report.run(replace(inputs, plan=plan), tmp_path, SilentProgress())
+    found = json.loads((tmp_path / "report.json").read_text())["plan"]
+    assert found["seconds"]["distillation"] == 77.7
+    assert {"name": "training steps", "planned": 25, "came": 30} in found["figures"]
+    assert {"name": "prior", "planned": 0.2, "came": 0.25} in found["figures"]
+    assert found["moved"] == pytest.approx(1 / 3)  # of twelve picks, four a class came
+    page = (tmp_path / "report.html").read_text()
+    assert "77.7" in page
+    assert '<td class="words">prior</td><td class="n">0.200</td><td class="n">0.250</td>' in page
+
+
+def test_a_job_without_a_plan_has_none_to_compare(page: str, data: dict[str, Any]) -> None:
+    assert data["plan"] is None
+    assert "what came of it" not in page
 
 
 def test_page_shows_pictures_of_each_class(page: str) -> None:
