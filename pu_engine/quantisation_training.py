@@ -187,5 +187,6 @@ def _origin(node: Any, stored: dict[str, Any]) -> Origin:
 
 
 def _value(twin: Twin, name: str) -> NDArray[np.float32]:
-    parameter = twin.parametrizations[name].original if parametrize.is_parametrized(twin, name) else getattr(twin, name)
+    rounded = parametrize.is_parametrized(twin, name)
+    parameter = twin.get_parameter(f"parametrizations.{name}.original" if rounded else name)
     return np.ascontiguousarray(parameter.detach().cpu().numpy(), np.float32)

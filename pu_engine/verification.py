@@ -239,12 +239,14 @@ def percent(share: float) -> str:
 
 def check_digests(folder: Path, exported: Variants) -> None:
     """Make sure that what is verified is what export wrote."""
-    for stated in (file for v in exported.variants for file in (v, *v.beside)):
-        actual = file_sha256(folder / stated.path)
-        if actual != stated.sha256:
+    stated = {v.path: v.sha256 for v in exported.variants}
+    stated |= {file.path: file.sha256 for v in exported.variants for file in v.beside}
+    for path, sha256 in stated.items():
+        actual = file_sha256(folder / path)
+        if actual != sha256:
             raise EngineError(
                 "DIGEST_MISMATCH",
-                f"{stated.path} has the sha256 {actual}, export wrote {stated.sha256}.",
+                f"{path} has the sha256 {actual}, export wrote {sha256}.",
                 "Run the job again; the disk may be failing.",
-                file=stated.path,
+                file=path,
             )

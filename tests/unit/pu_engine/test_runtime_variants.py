@@ -78,8 +78,8 @@ def test_they_are_timed_like_the_rest(job: tuple[Path, Variants, Verdicts]) -> N
 def test_a_companion_that_changed_on_the_disk_is_refused(job: tuple[Path, Variants, Verdicts], tmp_path: Path) -> None:
     folder, made, _ = job
     for variant in made.variants:
-        for file in (variant, *variant.beside):
-            (tmp_path / file.path).write_bytes((folder / file.path).read_bytes())
+        for name in (variant.path, *(file.path for file in variant.beside)):
+            (tmp_path / name).write_bytes((folder / name).read_bytes())
     (tmp_path / "student-openvino-fp32.bin").write_bytes(b"other weights")
     with pytest.raises(EngineError, match=r"student-openvino-fp32\.bin has the sha256"):
         verification.check_digests(tmp_path, made)
