@@ -130,7 +130,7 @@ def summary(report: dict[str, Any]) -> dict[str, Any]:
             bar("the student's side in pixels", student["size"], 224, at_least=True),
             bar("largest peak of a stage, MiB", most, STAGE_MIB, at_least=False),
             bar(
-                "agreement on unseen pool images, above ten times chance",
+                "agreement on unseen pool images, ten times chance",
                 student["agreement"],
                 10 * CHANCE,
                 at_least=True,
