@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from pu_engine import export as export_stage
-from pu_engine import timings, verification
+from pu_engine import runtime_variants, timings, verification
 from pu_engine.batches import Part
 from pu_engine.errors import EngineError
 from pu_engine.evaluation import predict
@@ -250,7 +250,8 @@ def test_the_strangers_constants_are_not_folded(exported_job: Any, monkeypatch: 
         folded[path.name] = options.get("fold_constants", True)
         return open_session(path, **options)
 
-    monkeypatch.setattr(timings, "open_session", watched)
+    for module in (timings, runtime_variants):
+        monkeypatch.setattr(module, "open_session", watched)
     intake, spec = Path(exported_job.small.intake.path), load_student(Path(exported_job.distillation.path))[0]
     fp32 = load(Variants, exported_job.export.path).variants[:1]
     measure_latencies(intake, load(Teacher, intake), Path(exported_job.export.path), fp32, spec)
