@@ -65,10 +65,11 @@ def main() -> int:
         seed=SEED, default=name, steps=options.steps, batch_size=BATCH, shards=options.shards, test=options.test
     )
     test_images, test_labels = read_test(options.data)
+    every = max(1, len(test_labels) // options.test)  # they come class by class
     pool = f"tiny-imagenet-{options.shards}"
     setting = Setting(
-        teacher=options.teacher, images=read_labelled(options.data), test_images=test_images[: options.test],
-        test_labels=test_labels[: options.test], steps=options.steps, work=options.work, pool=pool,
+        teacher=options.teacher, images=read_labelled(options.data), test_images=test_images[::every],
+        test_labels=test_labels[::every], steps=options.steps, work=options.work, pool=pool,
     )  # fmt: skip
     with Client(data=options.work / "data") as client:
         if pool not in [found.name for found in client.pools()]:
