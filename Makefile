@@ -18,7 +18,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -qq -c constraints.txt -e ".[cpu,rtx,openvino,executorch,dev]"
+	$(BIN)/python -m pip install -qq -c constraints.txt -e ".[cpu,rtx,dev]"
 	touch $@
 
 demo: $(STAMP)
