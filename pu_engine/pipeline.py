@@ -80,6 +80,7 @@ BUDGET = Stage(
     needs=("intake",),
     reads=("student", "distillation", "seed"),
     minutes=30,
+    uses_gpu=True,
 )
 SELECTION = Stage(
     name="selection",

@@ -14,6 +14,7 @@ from pathlib import Path
 from pu_engine.pipeline import export_targets
 from punnet import __version__
 from punnet.v1 import compression_pb2
+from server.nvidia import gpu_models
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,6 @@ PACKAGES = (
     "tensorrt-rtx",
     "tensorrt-cu13",
 )
-NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus")
 PROBE_SECONDS = 20.0
 
 
@@ -84,8 +84,4 @@ def installed_packages() -> dict[str, str]:
 
 def devices() -> list[str]:
     """The processor, and what NVIDIA's driver lists."""
-    found = ["cpu"]
-    for index, folder in enumerate(sorted(NVIDIA_DEVICES.glob("*"))):
-        facts = dict(line.partition(":")[::2] for line in (folder / "information").read_text().splitlines())
-        found.append(f"cuda:{index} {facts.get('Model', 'NVIDIA').strip()}")
-    return found
+    return ["cpu", *(f"cuda:{index} {model}" for index, model in enumerate(gpu_models()))]

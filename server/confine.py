@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from server import confine_probe, landlock
+from server import confine_probe, landlock, nvidia
 from server.namespaces import die_with_parent, forbid_new_privileges, leave_shared_namespaces
 
 GIB = 1 << 30
@@ -53,6 +53,7 @@ class Confinement:
     profile: str = "model"
     cpu_seconds: int = 120
     threads: int = 1
+    gpu: bool = False  # may open the GPUs of this machine
     parent: int = field(default_factory=os.getppid)
 
 
@@ -80,8 +81,10 @@ def clean_environment(confinement: Confinement) -> dict[str, str]:
 def limit_resources(confinement: Confinement) -> None:
     """Set the profile's limits; they hold for every process that the child starts."""
     profile = PROFILES[confinement.profile]
+    # CUDA reserves more address space than any machine has memory; what a process may write is bounded there.
+    memory = resource.RLIMIT_DATA if confinement.gpu else resource.RLIMIT_AS
     wanted = {
-        resource.RLIMIT_AS: profile.address_space_bytes,
+        memory: profile.address_space_bytes,
         resource.RLIMIT_CPU: confinement.cpu_seconds,
         resource.RLIMIT_FSIZE: profile.file_bytes,
         resource.RLIMIT_NOFILE: profile.open_files,
@@ -111,7 +114,10 @@ def confine(confinement: Confinement) -> None:
         raise SystemExit(EXIT_ORPHANED)
     forbid_new_privileges()
     if landlock.abi_version() > 0:
-        landlock.restrict(read=(*landlock.interpreter_paths(), *confinement.read), write=(confinement.workdir,))
+        facts, devices = (nvidia.FACTS, nvidia.device_files()) if confinement.gpu else ((), ())
+        landlock.restrict(
+            read=(*landlock.interpreter_paths(), *confinement.read, *facts), write=(confinement.workdir, *devices)
+        )
 
 
 def launch(confinement: Confinement, program: list[str]) -> None:
@@ -142,6 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--profile", choices=sorted(PROFILES), default="model")
     parser.add_argument("--cpu-seconds", type=int, default=120)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--parent", type=int, default=os.getppid())
     parser.add_argument("program", nargs="*")
     options = parser.parse_args(arguments)
@@ -157,6 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
         profile=options.profile,
         cpu_seconds=options.cpu_seconds,
         threads=options.threads,
+        gpu=options.gpu,
         parent=options.parent,
     )
     launch(confinement, options.program)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from server.child_text import holdable, readable
+from server.nvidia import gpu_models
 from server.processes import kill_marked, signal_group, start_time
 from server.runners.port import StageCommand, StageOutcome, StageProgress
 
@@ -56,7 +57,7 @@ class LocalRunner:
         started, mark = time.monotonic(), secrets.token_hex(MARK_BYTES)
         try:
             process = await asyncio.create_subprocess_exec(
-                *_arguments(command, writer),
+                *arguments(command, writer),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=errors_writer,
@@ -127,12 +128,15 @@ def _kill_strays(mark: str) -> bool:
     return any(not kill_marked(RUN_MARK, mark) for _ in range(SWEEPS))
 
 
-def _arguments(command: StageCommand, progress: int) -> list[str]:
+def arguments(command: StageCommand, progress: int) -> list[str]:
+    """The command line of a stage's confined child; it may open this machine's GPUs where it can use them."""
     python = [sys.executable, "-I", "-m"]
     confine = [
         *("--workdir", str(command.workdir), "--profile", command.profile, "--parent", str(os.getpid())),
         *("--cpu-seconds", str(math.ceil(command.wall_seconds * command.threads)), "--threads", str(command.threads)),
     ]
+    if command.uses_gpu and gpu_models():
+        confine.append("--gpu")
     reads = [part for path in command.read for part in ("--read", str(path))]
     stage = [*python, "pu_engine.stage", command.stage, str(command.workdir), "--progress-fd", str(progress)]
     return [*python, "server.confine", *confine, *reads, "--", *stage]

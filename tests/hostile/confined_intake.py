@@ -53,7 +53,7 @@ def run_stage(
     workdir: Path, *, read: Sequence[Path] = (), program: str | None = None, wall_seconds: float = WALL_SECONDS
 ) -> Judged:
     """Run the stage `intake`, or a program in its place, and judge what it left in its folder."""
-    confined = local._arguments
+    confined = local.arguments
 
     def arguments(command: StageCommand, progress: int) -> list[str]:
         whole = confined(command, progress)

@@ -30,7 +30,7 @@ while not Path("stray.pid").exists():
 
 def run(workdir: Path, program: str, monkeypatch: pytest.MonkeyPatch) -> tuple[StageOutcome, list[StageProgress]]:
     """Run a program in the place of a stage; it gets the progress pipe's number as its argument."""
-    confined = local._arguments
+    confined = local.arguments
     seen: list[StageProgress] = []
 
     def arguments(command: StageCommand, progress: int) -> list[str]:
@@ -49,7 +49,7 @@ def run(workdir: Path, program: str, monkeypatch: pytest.MonkeyPatch) -> tuple[S
     runner = local.LocalRunner(term_seconds=0.2)
     outcome = runner.run(command, stop=asyncio.Event(), on_start=on_start, on_progress=on_progress)
     with monkeypatch.context() as patch:
-        patch.setattr(local, "_arguments", arguments)
+        patch.setattr(local, "arguments", arguments)
         return asyncio.run(asyncio.wait_for(outcome, 20)), seen
 
 
