@@ -79,7 +79,7 @@ def run_stage(
     running = local.LocalRunner(term_seconds=0.2).run(
         command, stop=asyncio.Event(), on_start=on_start, on_progress=on_progress
     )
-    with patch.object(local, "_arguments", arguments):
+    with patch.object(local, "arguments", arguments):
         outcome = asyncio.run(running)
     try:
         return Judged(outcome=outcome, code="", manifest=judge(INTAKE, workdir, outcome))
