@@ -35,7 +35,7 @@ test-client: $(STAMP)
 	$(BIN)/python -m tests.packaging.client_pythons
 
 fuzz: $(STAMP)
-	$(BIN)/python -m tests.hostile.fuzz --count $(COUNT)
+	$(BIN)/python -m tests.hostile.fuzz --count $(COUNT) $(if $(SEED),--seed $(SEED))
 
 fuzz-rpc: $(STAMP)
 	$(BIN)/python -m tests.hostile.rpc_fuzz --count $(CALLS)

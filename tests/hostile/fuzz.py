@@ -2,6 +2,7 @@
 
 Each job is a confined process. What kills its process or does not end is contained and saved to `.fuzz/`; an exception
 that is no EngineError, or a guard that contradicts itself, is a defect: it is saved, printed, and the exit status is 1.
+What a piece of 2,000 found is kept, too: the same command with the same `--seed` goes on where one was stopped.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ SAVED = ROOT / ".fuzz"
 REAL_BYTES = 130_000  # larger ones spend the time on weights
 REAL_TEACHERS = ROOT.parent / "shared" / "teachers"
 CPU_SECONDS = 24 * 3600
+PIECE = 2000
 
 
 @dataclass(slots=True)
@@ -48,6 +51,14 @@ class Findings:
     @property
     def examined(self) -> int:
         return self.ends.total() + len(self.contained) + len(self.broken)
+
+
+def kept_findings(path: Path) -> Findings | None:
+    """What an earlier run found in a piece; None where it did not come to its end."""
+    if not path.is_file():
+        return None
+    kept = json.loads(path.read_text())
+    return Findings(**kept | {"ends": Counter(kept["ends"])})
 
 
 def models(*, real: bool) -> dict[str, bytes]:
@@ -135,7 +146,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seed = secrets.randbelow(2**31) if options.seed is None else options.seed
     seeds = models(real=True)
     print(f"seed {seed}: {options.count} mutants of {len(seeds)} models in {options.jobs} jobs", flush=True)
-    findings = fuzz(seeds, seed=seed, first=options.first, count=options.count, jobs=options.jobs)
+    findings, started = Findings(), time.monotonic()
+    for first in range(options.first, options.first + options.count, PIECE):
+        count = min(PIECE, options.first + options.count - first)
+        kept = SAVED / f"{seed}-{first}-{count}.json"
+        found = kept_findings(kept)
+        if found is None:
+            found = fuzz(seeds, seed=seed, first=first, count=count, jobs=options.jobs)
+            SAVED.mkdir(exist_ok=True)
+            kept.write_text(json.dumps(asdict(found)))
+        findings.add(found)
+        minutes = (time.monotonic() - started) / 60
+        print(f"{findings.examined:,} of {options.count:,} in {minutes:.1f} minutes", flush=True)
     print(f"{findings.accepted} of {findings.examined} passed the guard")
     for end, number in findings.ends.most_common():
         print(f"{number:8} {end}")
