@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,14 @@ class Findings:
     @property
     def examined(self) -> int:
         return self.ends.total() + len(self.contained) + len(self.broken)
+
+
+def as_json(findings: Findings) -> dict[str, Any]:
+    """What is kept of a piece."""
+    return {
+        "ends": dict(findings.ends), "accepted": findings.accepted, "contained": findings.contained,
+        "broken": findings.broken,
+    }  # fmt: skip
 
 
 def kept_findings(path: Path) -> Findings | None:
@@ -154,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if found is None:
             found = fuzz(seeds, seed=seed, first=first, count=count, jobs=options.jobs)
             SAVED.mkdir(exist_ok=True)
-            kept.write_text(json.dumps(asdict(found)))
+            kept.write_text(json.dumps(as_json(found)))
         findings.add(found)
         minutes = (time.monotonic() - started) / 60
         print(f"{findings.examined:,} of {options.count:,} in {minutes:.1f} minutes", flush=True)
