@@ -1,7 +1,8 @@
 """What may come of a stranger's model, and a process that finds out: guard, load, run and intake, each in its turn.
 
 Started by `tests.hostile.fuzz` through `server.confine`. It forks before onnxruntime makes a thread, so that a mutant
-that kills its process takes no other with it, and writes one JSON line for each step and each end.
+that kills its process takes no other with it, and writes one JSON line for each step and each end. The twin is imported
+for torch alone: intake loads it late, and each fork would again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from pu_engine import forward, guard, intake
+from pu_engine import forward, guard, intake, twin_proof  # noqa: F401
 from pu_engine.errors import EngineError
 from pu_engine.graph_surgery import image_input, prune
 from pu_engine.jsonform import to_json
