@@ -25,10 +25,10 @@ from benchmarks.distill_runs import Store, in_time, interval, measured
 from benchmarks.selection_images import first_labelled
 from benchmarks.selection_scores import open_teacher
 from benchmarks.table import print_table, write_json
-from pu_engine.augmentation import augment
-from pu_engine.batches import BANK_STREAM, Part, derived_seed
-from pu_engine.distill_types import DistillationOptions, DistillLoss
-from pu_engine.scorer import Scorer
+from pu_engine.scores.scorer import Scorer
+from pu_engine.training.augmentation import augment
+from pu_engine.training.batches import BANK_STREAM, Part, derived_seed
+from pu_engine.training.distill_types import DistillationOptions, DistillLoss
 
 BASE = "default"
 SAME_VIEW = "same view (bank of 4)"

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pu_engine.images import resize
+from pu_engine.imaging.images import resize
+from pu_engine.imaging.preprocessing import model_input
 from pu_engine.jsonform import from_json
-from pu_engine.preprocessing import model_input
-from pu_engine.sessions import open_session
+from pu_engine.runtime.sessions import open_session
 from pu_engine.types import Preprocessing
 
 BATCH = 250

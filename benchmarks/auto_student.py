@@ -25,7 +25,7 @@ from benchmarks.accuracy import answers
 from benchmarks.conditions import conditions
 from benchmarks.quickstart import read_labelled, read_test, share_right
 from benchmarks.table import bar, print_bars, print_table, write_json
-from pu_engine.students import default_name
+from pu_engine.student.catalogue import default_name
 from punnet import Client
 
 SIZE, BATCH, SEED, OUTPUT = 32, 64, 0, "logits"

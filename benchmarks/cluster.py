@@ -29,8 +29,8 @@ from benchmarks.scoring_subjects import Source, Subject, make, named
 from benchmarks.table import bar, print_bars, print_table, write_json
 from pu_engine import ingest
 from pu_engine.jsonform import to_json
-from pu_engine.pool import pool_folder
-from pu_engine.pool_types import IngestInputs
+from pu_engine.pools.pool import pool_folder
+from pu_engine.pools.pool_types import IngestInputs
 from pu_engine.progress import SilentProgress
 from pu_engine.results import file_sha256, read_manifest
 from pu_engine.types import File, Folder

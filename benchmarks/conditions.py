@@ -8,8 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from pu_engine.pages.report_data import cpu_model
 from pu_engine.pipeline import installed_versions
-from pu_engine.report_data import cpu_model
 
 ROOT = Path(__file__).resolve().parents[1]
 

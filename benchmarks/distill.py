@@ -29,7 +29,7 @@ from benchmarks.distill_runs import STUDENTS, Store, in_time, interval, measured
 from benchmarks.selection import POOLS
 from benchmarks.selection_images import SHARDS, Sizes
 from benchmarks.table import bar, print_bars, print_table, write_json
-from pu_engine.distill_types import DistillationOptions
+from pu_engine.training.distill_types import DistillationOptions
 
 QUICK_SEEDS = {"random": 3, "default": 3, "originals": 3, "paper": 1}
 QUICK_ORIGINALS, ORIGINALS = 8_000, 24_000

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from benchmarks.quickstart import read_members
 from benchmarks.selection_images import Sizes, Source, first_labelled, read
 from benchmarks.selection_scores import DrawnPool, Scored, draw, open_teacher, scored
-from pu_engine.batches import Part
-from pu_engine.images import decode_resized
+from pu_engine.imaging.images import decode_resized
 from pu_engine.results import write_atomic
-from pu_engine.score_files import CLEAN_VIEW
-from pu_engine.scorer import Scorer
+from pu_engine.scores.score_files import CLEAN_VIEW
+from pu_engine.scores.scorer import Scorer
+from pu_engine.training.batches import Part
 from pu_engine.types import Teacher
 
 SIDE = 32

@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 
 from benchmarks.distill_images import ORIGINALS, Asked, Chosen, chosen_rows
 from benchmarks.selection_scores import DrawnPool
-from pu_engine.class_bounds import class_bounds
-from pu_engine.distill_types import DistillationOptions, DistillLoss
-from pu_engine.pick_estimate import believed
-from pu_engine.pick_weights import pick_weights
-from pu_engine.pool_order import PoolOrder, TeacherView, order_pool, teacher_view
+from pu_engine.picking.class_bounds import class_bounds
+from pu_engine.picking.pick_estimate import believed
+from pu_engine.picking.pick_weights import pick_weights
+from pu_engine.picking.pool_order import PoolOrder, TeacherView, order_pool, teacher_view
+from pu_engine.picking.quota import random_score
 from pu_engine.progress import SilentProgress
-from pu_engine.quota import random_score
 from pu_engine.selection import check_options, default_count, keeps_all, pick
-from pu_engine.training import repeatable
+from pu_engine.training.distill_types import DistillationOptions, DistillLoss
+from pu_engine.training.loop import repeatable
 from pu_engine.types import SelectionOptions
 
 # The published distillation: 1/count weights with noise, KL at T = 1, one labelled image in nine, no labels; its step

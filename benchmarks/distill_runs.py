@@ -15,16 +15,16 @@ import torch
 from torch import nn
 
 from benchmarks.distill_images import SIDE, TEST, Images
-from pu_engine.batches import Part
-from pu_engine.checkpoints import KEPT
-from pu_engine.distill_types import DistillationOptions
-from pu_engine.evaluation import predict
 from pu_engine.progress import SilentProgress
 from pu_engine.results import write_atomic
-from pu_engine.student_spec import describe
-from pu_engine.students import build
-from pu_engine.target_scale import target_scale
-from pu_engine.training import Task, checkpoint_steps, repeatable, train
+from pu_engine.student.catalogue import build
+from pu_engine.student.spec import describe
+from pu_engine.training.batches import Part
+from pu_engine.training.checkpoints import KEPT
+from pu_engine.training.distill_types import DistillationOptions
+from pu_engine.training.evaluation import predict
+from pu_engine.training.loop import Task, checkpoint_steps, repeatable, train
+from pu_engine.training.target_scale import target_scale
 from pu_engine.types import TrainingSet
 
 Result = dict[str, Any]

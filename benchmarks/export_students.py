@@ -16,13 +16,13 @@ from benchmarks.scoring_subjects import as_png, named, pool_members
 from benchmarks.teacher_images import LabelledBytes, images_of, write_tar
 from pu_engine import distillation
 from pu_engine.compression import run_stages
-from pu_engine.distill_types import DistillationOptions
-from pu_engine.images import decode_resized, resize
+from pu_engine.imaging.images import decode_resized, resize
+from pu_engine.imaging.preprocessing import model_input
 from pu_engine.pipeline import INTAKE
-from pu_engine.preprocessing import model_input
 from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest, load, write_atomic
-from pu_engine.sessions import open_session
+from pu_engine.runtime.sessions import open_session
+from pu_engine.training.distill_types import DistillationOptions
 from pu_engine.types import (
     DistillationInputs,
     Folder,

@@ -27,14 +27,14 @@ from exporters import trt_parsing
 from exporters.engine_builder import EngineRequest, build_here
 from exporters.errors import ExportError
 from pu_engine import export, verification
-from pu_engine.hops import File
 from pu_engine.jsonform import to_json
 from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest, write_atomic
-from pu_engine.student_files import load_student
+from pu_engine.student.files import load_student
 from pu_engine.types import ExportInputs, ExportOptions, Folder, Variants, Verdicts, VerificationInputs
-from pu_engine.variant_rows import Timing, timing
-from pu_engine.variants import FILES
+from pu_engine.variants.hops import File
+from pu_engine.variants.onnx_variants import FILES
+from pu_engine.variants.variant_rows import Timing, timing
 
 RECIPES = (
     Recipe(name="resnet18", size=32, steps=50),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from benchmarks.conditions import conditions
 from benchmarks.table import print_table, write_json
-from pu_engine.students import build
+from pu_engine.student.catalogue import build
 
 STUDENTS = ("resnet18@32", "mobilenetv4_conv_small@64", "fastvit_t8@64")
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -27,14 +27,15 @@ from numpy.typing import NDArray
 from benchmarks.conditions import conditions
 from benchmarks.table import bar, print_bars, print_table, write_json
 from benchmarks.teacher_images import LabelledBytes, TeacherImages, images_of, label_index, write_tar
-from pu_engine import conventions, forward
-from pu_engine.agreement import wilson_interval
-from pu_engine.images import decode_resized
+from pu_engine.imaging.images import decode_resized
+from pu_engine.imaging.preprocessing import image_channels, model_input
 from pu_engine.jsonform import from_json
-from pu_engine.preprocessing import image_channels, model_input
 from pu_engine.results import file_sha256
-from pu_engine.sessions import open_session
+from pu_engine.runtime import forward
+from pu_engine.runtime.sessions import open_session
+from pu_engine.teacher import conventions
 from pu_engine.types import Preprocessing, Teacher
+from pu_engine.variants.agreement import wilson_interval
 
 PER_CLASS = (100, 20, 5)
 BAR_PER_CLASS = 20

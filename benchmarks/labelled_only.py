@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 
 from pu_engine import distillation, export, ingest
-from pu_engine.archive import Limits, read_members
 from pu_engine.compression import run_stages
-from pu_engine.distill_types import DistillationOptions
+from pu_engine.imaging.archive import Limits, read_members
 from pu_engine.jsonform import to_json
 from pu_engine.pipeline import BUDGET, GATHERING, INTAKE, SCORING, SELECTION
-from pu_engine.pool import pool_folder
-from pu_engine.pool_types import IngestInputs
+from pu_engine.pools.pool import pool_folder
+from pu_engine.pools.pool_types import IngestInputs
 from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest, file_sha256, load, write_atomic
+from pu_engine.training.distill_types import DistillationOptions
 from pu_engine.types import (
     DistillationInputs,
     ExportInputs,

@@ -26,11 +26,11 @@ from benchmarks.conditions import conditions
 from benchmarks.distill_images import ChosenSet, Images, load_images, read_set
 from benchmarks.selection_scores import NEAR
 from benchmarks.table import print_table, write_json
-from pu_engine import twin
-from pu_engine.content_scores import separation
+from pu_engine.picking.content_scores import separation
+from pu_engine.picking.pu_finetuning import FineTuning, finetuned_scores
 from pu_engine.progress import SilentProgress
-from pu_engine.pu_finetuning import FineTuning, finetuned_scores
 from pu_engine.results import load
+from pu_engine.twin import torch_twin
 from pu_engine.types import Teacher
 
 POOLS = ("mix", "natural", "wild")
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             right, arguable = truth(pool, chosen, images)
             prior = float(right[~arguable].mean())
             score = finetuned_scores(
-                partial(twin.load, options.twin), np.asarray(labelled.images), everything.images,
+                partial(torch_twin.load, options.twin), np.asarray(labelled.images), everything.images,
                 teacher.preprocessing, SilentProgress(), prior=prior, seed=seed, device=torch.device(options.device),
                 options=tuning,
             )  # fmt: skip

@@ -35,9 +35,8 @@ from benchmarks.distill_runs import Store, in_time, interval
 from benchmarks.paper_pack import SIDE, unpack
 from benchmarks.step import bare, timed_rate
 from benchmarks.table import bar, print_bars, print_table, write_json
-from pu_engine.attention_head import paper_scores
-from pu_engine.batches import Part, Sampler
-from pu_engine.content_scores import (
+from pu_engine.picking.attention_head import paper_scores
+from pu_engine.picking.content_scores import (
     background_gaussian,
     class_gaussians,
     confidence,
@@ -46,19 +45,20 @@ from pu_engine.content_scores import (
     moments,
     relative_mahalanobis,
 )
-from pu_engine.distill_types import DistillationOptions, DistillLoss
-from pu_engine.evaluation import model_input, predict
-from pu_engine.pool_order import MOST_BELIEVED
+from pu_engine.picking.pool_order import MOST_BELIEVED
+from pu_engine.picking.pu_classifier import beliefs, source_inputs, source_scores
+from pu_engine.picking.pu_folds import make_folds
+from pu_engine.picking.quota import class_quotas, pick_balanced, pick_top, random_score
+from pu_engine.picking.source_test import gate_is_open, source_test
 from pu_engine.progress import SilentProgress
-from pu_engine.pu_classifier import beliefs, source_inputs, source_scores
-from pu_engine.pu_folds import make_folds
-from pu_engine.quota import class_quotas, pick_balanced, pick_top, random_score
-from pu_engine.source_test import gate_is_open, source_test
-from pu_engine.student_features import FeatureTap
-from pu_engine.student_spec import IMAGENET_MEAN, IMAGENET_STD, describe
-from pu_engine.students import build
-from pu_engine.targets import LiveTargets
-from pu_engine.training import Task, train
+from pu_engine.student.catalogue import build
+from pu_engine.student.features import FeatureTap
+from pu_engine.student.spec import IMAGENET_MEAN, IMAGENET_STD, describe
+from pu_engine.training.batches import Part, Sampler
+from pu_engine.training.distill_types import DistillationOptions, DistillLoss
+from pu_engine.training.evaluation import model_input, predict
+from pu_engine.training.loop import Task, train
+from pu_engine.training.targets import LiveTargets
 from pu_engine.types import Preprocessing, TrainingSet
 
 METHODS = ("originals", "random", "DFND", "paper", "default")

@@ -20,8 +20,8 @@ import numpy as np
 from benchmarks.conditions import conditions
 from benchmarks.table import bar, print_bars, print_table, write_json
 from pu_engine import ingest
-from pu_engine.pool import open_pool, pool_folder
-from pu_engine.pool_types import IngestInputs, Pool
+from pu_engine.pools.pool import open_pool, pool_folder
+from pu_engine.pools.pool_types import IngestInputs, Pool
 from pu_engine.progress import SilentProgress
 from pu_engine.results import file_sha256
 from pu_engine.types import File, Folder

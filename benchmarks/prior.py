@@ -23,12 +23,12 @@ from benchmarks.conditions import conditions
 from benchmarks.selection_images import SHARDS, Sizes, first_labelled, read
 from benchmarks.selection_scores import Scored, draw, open_teacher, scored
 from benchmarks.table import bar, print_bars, print_table, write_json
-from pu_engine.pool_order import clean_view_scores
-from pu_engine.prior import best_bin_estimate, density_ratio_estimate, prior_interval
+from pu_engine.picking.pool_order import clean_view_scores
+from pu_engine.picking.prior import best_bin_estimate, density_ratio_estimate, prior_interval
+from pu_engine.picking.tree_prior import tree_induction_estimate
 from pu_engine.progress import SilentProgress
-from pu_engine.scorer import Scorer
-from pu_engine.training import repeatable
-from pu_engine.tree_prior import tree_induction_estimate
+from pu_engine.scores.scorer import Scorer
+from pu_engine.training.loop import repeatable
 
 SHARES = (0.05, 0.11, 0.2, 0.5)
 MOST_ERROR, MOST_WIDTH, LEAST_COVERED = 0.03, 0.10, 72 / 80

@@ -26,7 +26,7 @@ from benchmarks.accuracy import answers
 from benchmarks.conditions import conditions
 from benchmarks.labelled_only import train_labelled_only
 from benchmarks.table import bar, print_bars, print_table, write_json
-from pu_engine.images import decode
+from pu_engine.imaging.images import decode
 from punnet import Client
 from punnet.job import JobResult
 from punnet.v1 import job_pb2

@@ -31,10 +31,10 @@ from benchmarks.scoring_subjects import SOURCES, Subject, make, named
 from benchmarks.table import bar, print_bars, print_table, write_json
 from pu_engine.jsonform import from_json, to_json
 from pu_engine.peak_memory import peak_bytes
-from pu_engine.pool import open_pool, pool_folder
-from pu_engine.pool_types import Pool, Shard
+from pu_engine.pools.pool import open_pool, pool_folder
+from pu_engine.pools.pool_types import Pool, Shard
 from pu_engine.results import build_manifest, load, read_manifest
-from pu_engine.score_types import Scores
+from pu_engine.scores.score_types import Scores
 from pu_engine.types import Folder
 
 SIZES = (10_000, 20_000, 40_000)

@@ -30,7 +30,7 @@ from benchmarks.scoring_arms import (
 )
 from benchmarks.scoring_subjects import SOURCES, Subject, make
 from benchmarks.table import bar, print_bars, print_table, write_json
-from pu_engine.score_types import FP32, INT8
+from pu_engine.scores.score_types import FP32, INT8
 
 IMAGES, ROUNDS, THREADS = 8000, 3, 2
 CPU_INFO = Path("/proc/cpuinfo")

@@ -20,19 +20,19 @@ import numpy as np
 
 from benchmarks.scoring_subjects import CLASSES, Subject
 from pu_engine import scoring
-from pu_engine.images import decode_resized
-from pu_engine.int8_copy import INT8_MODEL, write_int8
+from pu_engine.imaging.images import decode_resized
+from pu_engine.imaging.preprocessing import image_channels, model_input
 from pu_engine.jsonform import from_json, to_json
 from pu_engine.peak_memory import peak_bytes
-from pu_engine.pool import open_pool
-from pu_engine.precision import FILE as CHOICE
-from pu_engine.precision import Task, calibration, judge, try_out
-from pu_engine.preprocessing import image_channels, model_input
+from pu_engine.pools.pool import open_pool
 from pu_engine.progress import SilentProgress
 from pu_engine.results import file_sha256, load, write_atomic
-from pu_engine.score_types import INT8, Precision, ScoringInputs
-from pu_engine.scorer import TAPPED_MODEL, open_scorer
-from pu_engine.sessions import open_session
+from pu_engine.runtime.sessions import open_session
+from pu_engine.scores.int8_copy import INT8_MODEL, write_int8
+from pu_engine.scores.precision import FILE as CHOICE
+from pu_engine.scores.precision import Task, calibration, judge, try_out
+from pu_engine.scores.score_types import INT8, Precision, ScoringInputs
+from pu_engine.scores.scorer import TAPPED_MODEL, open_scorer
 from pu_engine.types import File, LabelledEntry, LabelledImages, Preprocessing, Teacher
 
 EAGER_BATCH = 128
@@ -85,7 +85,7 @@ def torch_eager(subject: Subject, threads: int) -> Measured:
     Its weights are random, which its speed does not depend on. Each of the threads runs batches of its own, and an
     operator has one thread: PyTorch's best per CPU second on networks this small.
     """
-    from pu_engine.students import build
+    from pu_engine.student.catalogue import build
 
     if not subject.network:
         return torch_twin(subject, threads)
@@ -95,10 +95,10 @@ def torch_eager(subject: Subject, threads: int) -> Measured:
 
 def torch_twin(subject: Subject, threads: int) -> Measured:
     """The same with the teacher's torch twin, whose normalisation is folded into its convolutions already."""
-    from pu_engine import twin
+    from pu_engine.twin import torch_twin
 
     how = load(Teacher, subject.intake.path).preprocessing
-    return _eager(twin.load(Path(subject.intake.path)), subject, how, threads)
+    return _eager(torch_twin.load(Path(subject.intake.path)), subject, how, threads)
 
 
 def _eager(network: Any, subject: Subject, how: Preprocessing, threads: int) -> Measured:

@@ -15,11 +15,11 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.teacher_images import LabelledBytes, images_of, write_tar
-from pu_engine.archive import Limits, Member, read_members
 from pu_engine.compression import run_stages
-from pu_engine.images import decode_resized
+from pu_engine.imaging.archive import Limits, Member, read_members
+from pu_engine.imaging.images import decode_resized
 from pu_engine.pipeline import INGEST, INTAKE
-from pu_engine.pool import pool_folder
+from pu_engine.pools.pool import pool_folder
 from pu_engine.progress import SilentProgress
 from pu_engine.results import file_sha256
 from pu_engine.types import Folder
@@ -119,7 +119,7 @@ def train_resnet18(data: Path, model: Path) -> None:
     import torch
     import torch.nn.functional as F
 
-    from pu_engine.students import build
+    from pu_engine.student.catalogue import build
 
     torch.manual_seed(0)
     torch.set_num_threads(1)

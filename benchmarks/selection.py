@@ -23,7 +23,7 @@ from benchmarks.selection_images import SHARDS, Sizes, first_labelled, read
 from benchmarks.selection_methods import METHODS, measured
 from benchmarks.selection_scores import DRAWN_FROM, Scored, draw, open_teacher, scored
 from benchmarks.table import bar, print_bars, print_table, write_json
-from pu_engine.scorer import Scorer
+from pu_engine.scores.scorer import Scorer
 
 POOLS = ("natural", "mix", "mix unseen", "mix refiled", "wild")
 FIGURES = ("auc", "p_top_05", "p_top_10", "p_top_20", "class_entropy", "seconds")

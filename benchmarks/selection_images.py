@@ -18,7 +18,7 @@ from PIL import Image
 
 from benchmarks import selection_junk
 from benchmarks.quickstart import read_members
-from pu_engine.images import decode
+from pu_engine.imaging.images import decode
 
 SHARDS = {"development": range(4), "report": range(4, 8)}
 # Training images of one part: no other part's, and none of the labelled lists'.

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from benchmarks.selection_risks import RISKS, estimated_prior, risk_scores
 from benchmarks.selection_scores import DrawnPool
-from pu_engine.content_scores import margin, separation
-from pu_engine.pool_order import PoolOrder, TeacherView, order_pool, teacher_view
+from pu_engine.picking.content_scores import margin, separation
+from pu_engine.picking.pool_order import PoolOrder, TeacherView, order_pool, teacher_view
+from pu_engine.picking.pu_classifier import fit_logistic
+from pu_engine.picking.pu_folds import Folds, Scorer, make_folds, out_of_fold_scores
 from pu_engine.progress import SilentProgress
-from pu_engine.pu_classifier import fit_logistic
-from pu_engine.pu_folds import Folds, Scorer, make_folds, out_of_fold_scores
-from pu_engine.score_files import CLEAN_VIEW, ScoreFiles
-from pu_engine.training import repeatable
+from pu_engine.scores.score_files import CLEAN_VIEW, ScoreFiles
+from pu_engine.training.loop import repeatable
 from pu_engine.types import SelectionOptions
 
 BY_THE_ENGINE = {

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pu_engine.prior import best_bin_estimate
-from pu_engine.pu_folds import Folds, Scorer, out_of_fold_scores
-from pu_engine.risk import (
+from pu_engine.picking.prior import best_bin_estimate
+from pu_engine.picking.pu_folds import Folds, Scorer, out_of_fold_scores
+from pu_engine.picking.risk import (
     answer_entropy,
     cvir_kept,
     dist_pu_risk,

@@ -1,7 +1,7 @@
 """The engine's scorer on a benchmark's images, once and kept; and pools put together from what it said.
 
-A scoring of a pool is a folder that `pu_engine.score_files` reads. Here its rows are copied from the sources' scores,
-so that a hundred pools cost one run of the teacher.
+A scoring of a pool is a folder that `pu_engine.scores.score_files` reads. Here its rows are copied from the sources'
+scores, so that a hundred pools cost one run of the teacher.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pu_engine.pipeline import INTAKE, SCORING
 from pu_engine.prefetch import prefetched
 from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest, file_sha256, write_atomic
-from pu_engine.score_files import ScoreFiles
-from pu_engine.score_types import FP32, Precision, Scores
-from pu_engine.scorer import Scorer, open_scorer
+from pu_engine.scores.score_files import ScoreFiles
+from pu_engine.scores.score_types import FP32, Precision, Scores
+from pu_engine.scores.scorer import Scorer, open_scorer
 from pu_engine.scoring import LABELLED, batches, features_path, logits_path, survey
 from pu_engine.types import File, Folder, IntakeInputs, LabelledFile, LabelledImages, Teacher
 

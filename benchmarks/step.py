@@ -26,13 +26,13 @@ from torch import nn
 
 from benchmarks.conditions import conditions
 from benchmarks.table import bar, print_bars, print_table, write_json
-from pu_engine.batches import Part, Sampler
-from pu_engine.distill_types import DistillationOptions
-from pu_engine.evaluation import model_input
-from pu_engine.student_spec import describe
-from pu_engine.students import build
-from pu_engine.targets import LiveTargets
-from pu_engine.training import MOMENTUM, Task, repeatable, train
+from pu_engine.student.catalogue import build
+from pu_engine.student.spec import describe
+from pu_engine.training.batches import Part, Sampler
+from pu_engine.training.distill_types import DistillationOptions
+from pu_engine.training.evaluation import model_input
+from pu_engine.training.loop import MOMENTUM, Task, repeatable, train
+from pu_engine.training.targets import LiveTargets
 from pu_engine.types import TrainingSet
 
 CLASSES, IMAGES, WARM_UP = 10, 2000, 3

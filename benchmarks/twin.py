@@ -26,12 +26,14 @@ from PIL import Image
 
 from benchmarks.conditions import conditions
 from benchmarks.table import bar, print_bars, print_table, write_json
-from pu_engine import canonicalisation, class_columns, forward, graph_surgery, guard
-from pu_engine.canonicalisation import Canonical
 from pu_engine.errors import EngineError
-from pu_engine.preprocessing import model_input
-from pu_engine.twin import Twin, load
-from pu_engine.twin_proof import prove, torch_threads
+from pu_engine.guard import static_guard
+from pu_engine.imaging.preprocessing import model_input
+from pu_engine.runtime import forward
+from pu_engine.teacher import canonicalisation, class_columns, graph_surgery
+from pu_engine.teacher.canonicalisation import Canonical
+from pu_engine.twin.proof import prove, torch_threads
+from pu_engine.twin.torch_twin import Twin, load
 from pu_engine.types import Preprocessing
 
 SEED = 0
@@ -128,7 +130,7 @@ def preprocessing(entry: Mapping[str, Any]) -> Preprocessing:
 def canonical_form(entry: Mapping[str, Any], teachers: Path, convention: Preprocessing, threads: int) -> Canonical:
     """Guarded and canonical, as intake makes it."""
     blobs = {row["file"]: (teachers / row["file"]).read_bytes() for row in entry["extra_files"]}
-    model = guard.vet((teachers / entry["file"]).read_bytes(), blobs)
+    model = static_guard.vet((teachers / entry["file"]).read_bytes(), blobs)
     graph_surgery.hoist_constants(model)
     model = class_columns.joined(model)
     classes = len(entry["classes"] or ()) + entry["label_offset"]

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pu_engine.distill_checks import check_options
-from pu_engine.distill_types import EFFORT_STEPS, DistillationOptions
 from pu_engine.progress import Progress
 from pu_engine.results import load
+from pu_engine.training.distill_checks import check_options
+from pu_engine.training.distill_types import EFFORT_STEPS, DistillationOptions
 from pu_engine.types import Budget, BudgetInputs, Folder, Teacher
 
 SCRATCH = ".timed"
@@ -27,7 +27,7 @@ def run(inputs: BudgetInputs, out: Path, progress: Progress) -> Budget:
     if options.minutes is None:
         return budget_of(options, 0.0)
     # Only now: a student imports torch.
-    from pu_engine.plan_samples import time_student
+    from pu_engine.planning.plan_samples import time_student
 
     teacher = load(Teacher, inputs.intake.path)
     side = inputs.student.size or max(teacher.preprocessing.height, teacher.preprocessing.width)

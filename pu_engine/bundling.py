@@ -17,15 +17,15 @@ from exporters.engine_child import cached_engine
 from exporters.errors import ExportError
 from exporters.ort_format import write_ort
 from exporters.targets import Target, targets
-from pu_engine import hops
-from pu_engine.bundle_types import Bundle, Bundles, BundlingInputs
 from pu_engine.errors import EngineError
-from pu_engine.hops import File
+from pu_engine.imaging.preprocessing import image_channels
 from pu_engine.jsonform import from_json, to_json
-from pu_engine.preprocessing import image_channels
 from pu_engine.progress import Progress
 from pu_engine.results import load
 from pu_engine.types import Preprocessing, StudentSpec, Variant, Variants, Verdicts
+from pu_engine.variants import hops
+from pu_engine.variants.bundle_types import Bundle, Bundles, BundlingInputs
+from pu_engine.variants.hops import File
 
 PARITY_IMAGES = 64
 PARTS = {"pool": "parity", "own": "labelled"}  # of the training set

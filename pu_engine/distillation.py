@@ -13,31 +13,31 @@ import torch
 from torch import nn
 
 from exporters.errors import ExportError
-from pu_engine.agreement import accuracy
-from pu_engine.batches import CPU, Part, Sampler, load_part
 from pu_engine.budget import steps_of
-from pu_engine.differences import differences
-from pu_engine.distill_checks import check_options
 from pu_engine.errors import EngineError
-from pu_engine.evaluation import agreement_with_teacher, predict
-from pu_engine.hint_features import hint_features
-from pu_engine.joint_training import process_count, train_together
 from pu_engine.jsonform import to_json
-from pu_engine.live_teacher import choose_targets, live_teacher, needs_resize
-from pu_engine.own_weights import load_own
-from pu_engine.processes import ALONE, Processes
+from pu_engine.pages.differences import differences
 from pu_engine.progress import Progress
 from pu_engine.results import canonical_json, load, write_atomic
-from pu_engine.student_choice import AUTO, Candidate, largest, shortlist
-from pu_engine.student_files import write_student
-from pu_engine.student_search import search
-from pu_engine.student_spec import describe
-from pu_engine.students import build
-from pu_engine.target_scale import target_scale
-from pu_engine.targets import LiveTargets, PrefetchedTargets, TargetSource
-from pu_engine.tensorboard_file import write_events
-from pu_engine.training import Task, checkpoint_steps, repeatable, train, training_device
+from pu_engine.student.catalogue import build
+from pu_engine.student.choice import AUTO, Candidate, largest, shortlist
+from pu_engine.student.files import write_student
+from pu_engine.student.search import search
+from pu_engine.student.spec import describe
+from pu_engine.training.batches import CPU, Part, Sampler, load_part
+from pu_engine.training.distill_checks import check_options
+from pu_engine.training.evaluation import agreement_with_teacher, predict
+from pu_engine.training.hint_features import hint_features
+from pu_engine.training.joint_training import process_count, train_together
+from pu_engine.training.live_teacher import choose_targets, live_teacher, needs_resize
+from pu_engine.training.loop import Task, checkpoint_steps, repeatable, train, training_device
+from pu_engine.training.own_weights import load_own
+from pu_engine.training.processes import ALONE, Processes
+from pu_engine.training.target_scale import target_scale
+from pu_engine.training.targets import LiveTargets, PrefetchedTargets, TargetSource
+from pu_engine.training.tensorboard_file import write_events
 from pu_engine.types import Budget, DistillationInputs, Student, StudentSpec, Teacher, TrainingSet
+from pu_engine.variants.agreement import accuracy
 
 CHECKPOINTS = ".checkpoints"
 CURVE, EVENTS, DIFFERENCES = "curve.jsonl", "events.tfevents", "differences.json"

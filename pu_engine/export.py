@@ -9,7 +9,7 @@ from exporters.targets import targets
 from pu_engine.errors import EngineError
 from pu_engine.progress import Progress
 from pu_engine.types import ExportInputs, ExportOptions, Variants
-from pu_engine.variants import FILES, write_variants
+from pu_engine.variants.onnx_variants import FILES, write_variants
 
 MAX_BATCH_LIMIT, TRAINING_STEPS_LIMIT = 1024, 100_000
 

@@ -14,17 +14,17 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pu_engine.array_file import ArrayWriter
-from pu_engine.images import Pixels, decode_resized
+from pu_engine.imaging.images import Pixels, decode_resized
+from pu_engine.imaging.preprocessing import image_channels
 from pu_engine.jsonform import from_json
-from pu_engine.pool import PoolReader, open_pool
+from pu_engine.pools.pool import PoolReader, open_pool
 from pu_engine.prefetch import prefetched
-from pu_engine.preprocessing import image_channels
 from pu_engine.progress import Progress
 from pu_engine.results import load, write_atomic
+from pu_engine.scores.target_logits import labelled_data, mismatch, open_targets
 from pu_engine.scoring import batches
-from pu_engine.target_logits import labelled_data, mismatch, open_targets
+from pu_engine.training.view_bank import write_banks
 from pu_engine.types import GatheringInputs, LabelledEntry, Teacher, TrainingSet
-from pu_engine.view_bank import write_banks
 
 PARITY_IMAGES = 256
 BATCH_IMAGES = 64

@@ -18,19 +18,19 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pu_engine.archive import Limits, Member, read_tar
 from pu_engine.errors import EngineError
-from pu_engine.image_check import CheckedImage, check_image
-from pu_engine.images import MAX_BYTES, is_image
+from pu_engine.imaging.archive import Limits, Member, read_tar
+from pu_engine.imaging.image_check import CheckedImage, check_image
+from pu_engine.imaging.images import MAX_BYTES, is_image
 from pu_engine.jsonform import from_json, to_json
-from pu_engine.known_images import KnownImages
-from pu_engine.pool import POOL, open_pool
-from pu_engine.pool_index import BAD, index_name, read_index
-from pu_engine.pool_types import IngestInputs, Pool, Shard, Shrink
+from pu_engine.pools.known_images import KnownImages
+from pu_engine.pools.pool import POOL, open_pool
+from pu_engine.pools.pool_index import BAD, index_name, read_index
+from pu_engine.pools.pool_types import IngestInputs, Pool, Shard, Shrink
+from pu_engine.pools.shard_writer import ShardWriter
 from pu_engine.prefetch import prefetched
 from pu_engine.progress import Progress
 from pu_engine.results import canonical_json, file_sha256, write_atomic
-from pu_engine.shard_writer import ShardWriter
 
 LIMITS = Limits(members=5_000_000, total_bytes=4 * 2**40, member_bytes=MAX_BYTES)
 BAD_SHARE_WARNED = 0.01

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pu_engine import inspection_page, inspection_samples, probed
-from pu_engine.conventions import scaling_name
-from pu_engine.inspection_samples import Confusion
-from pu_engine.inspection_types import Inspection, InspectionInputs
 from pu_engine.jsonform import to_json
+from pu_engine.pages import inspection_page, inspection_samples
+from pu_engine.pages.inspection_samples import Confusion
+from pu_engine.pages.inspection_types import Inspection, InspectionInputs
 from pu_engine.progress import Progress
 from pu_engine.results import load, write_atomic
+from pu_engine.teacher import probed
+from pu_engine.teacher.conventions import scaling_name
 from pu_engine.types import Teacher
 
 FILE, PAGE = "inspection.json", "inspection.html"

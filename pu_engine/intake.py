@@ -10,15 +10,19 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pu_engine import (
+from pu_engine.errors import EngineError
+from pu_engine.guard import limits, static_guard
+from pu_engine.imaging.preprocessing import model_input
+from pu_engine.jsonform import to_json
+from pu_engine.progress import Progress
+from pu_engine.results import write_atomic
+from pu_engine.runtime import forward
+from pu_engine.teacher import (
     canonicalisation,
     class_columns,
     convention_search,
     conventions,
-    forward,
     graph_surgery,
-    guard,
-    guard_limits,
     labels,
     probe,
     probed,
@@ -26,19 +30,14 @@ from pu_engine import (
     teacher_facts,
     trials,
 )
-from pu_engine.agreement import wilson_interval
-from pu_engine.canonicalisation import Canonical
-from pu_engine.convention_search import Answer, Families, Question
-from pu_engine.errors import EngineError
-from pu_engine.jsonform import to_json
-from pu_engine.labels import ClassOrder
-from pu_engine.preprocessing import model_input
-from pu_engine.progress import Progress
-from pu_engine.results import write_atomic
-from pu_engine.scalar_inputs import Binding
-from pu_engine.trials import Trial
-from pu_engine.twin_report import TwinReport
+from pu_engine.teacher.canonicalisation import Canonical
+from pu_engine.teacher.convention_search import Answer, Families, Question
+from pu_engine.teacher.labels import ClassOrder
+from pu_engine.teacher.scalar_inputs import Binding
+from pu_engine.teacher.trials import Trial
+from pu_engine.twin.report import TwinReport
 from pu_engine.types import IntakeInputs, LabelledEntry, StatedPreprocessing, Teacher
+from pu_engine.variants.agreement import wilson_interval
 
 CANONICAL = "canonical.onnx"
 STEPS = 5
@@ -123,10 +122,10 @@ def _vetted(inputs: IntakeInputs) -> Any:
     """The guarded model; sizes are asked before anything is read."""
     paths = [Path(inputs.teacher.path), *(Path(file.path) for file in inputs.external_data.values())]
     size = sum(path.stat().st_size for path in paths)
-    if size > guard_limits.MODEL_BYTES:
-        raise guard.too_large(size, guard_limits.MODEL_BYTES)
+    if size > limits.MODEL_BYTES:
+        raise static_guard.too_large(size, limits.MODEL_BYTES)
     blobs = {name: Path(file.path).read_bytes() for name, file in inputs.external_data.items()}
-    model = guard.vet(paths[0].read_bytes(), blobs)
+    model = static_guard.vet(paths[0].read_bytes(), blobs)
     graph_surgery.hoist_constants(model)
     return model
 
@@ -300,8 +299,8 @@ def _class_names(order: ClassOrder, stated: Sequence[str], classes: int) -> tupl
 
 
 def _write(out: Path, canonical: Canonical, found: probe.Catalogue, order: ClassOrder) -> None:
-    write_atomic(out / CANONICAL, guard.canonical_bytes(canonical.model))
-    write_atomic(out / "tapped.onnx", guard.canonical_bytes(canonical.tapped))
+    write_atomic(out / CANONICAL, static_guard.canonical_bytes(canonical.model))
+    write_atomic(out / "tapped.onnx", static_guard.canonical_bytes(canonical.tapped))
     rows = [
         LabelledEntry(key=key, label=label, index=order.index[label], held_out=put_aside, sha256=digest)
         for key, label, put_aside, digest in zip(found.keys, found.labels, found.held_out, found.digests, strict=True)
@@ -311,7 +310,7 @@ def _write(out: Path, canonical: Canonical, found: probe.Catalogue, order: Class
 
 def _twin(out: Path, canonical: Canonical, values: NDArray[Any], logits: NDArray[Any], threads: int) -> TwinReport:
     """The teacher in torch, proved on the images of the probe."""
-    from pu_engine import twin_proof  # imports torch: 2 s and 560 MiB of address space
+    from pu_engine.twin import proof as twin_proof  # imports torch: 2 s and 560 MiB of address space
 
     return twin_proof.prove(
         out, canonical.tapped, values, logits, macs=canonical.macs, batch=canonical.batch, threads=threads

@@ -7,9 +7,9 @@ from math import log2
 from pathlib import Path
 
 from pu_engine.budget import budget_of
-from pu_engine.distill_types import EFFORT_STEPS
+from pu_engine.imaging.preprocessing import image_channels
 from pu_engine.jsonform import to_json
-from pu_engine.plan_samples import (
+from pu_engine.planning.plan_samples import (
     Timed,
     TimedStudent,
     read_sample,
@@ -18,14 +18,14 @@ from pu_engine.plan_samples import (
     time_scoring,
     time_student,
 )
-from pu_engine.plan_types import Outlook, PickForecast, Plan, StageEstimate
-from pu_engine.pool import PoolReader, open_pool
-from pu_engine.preprocessing import image_channels
+from pu_engine.planning.plan_types import Outlook, PickForecast, Plan, StageEstimate
+from pu_engine.pools.pool import PoolReader, open_pool
 from pu_engine.progress import Progress
-from pu_engine.providers import choose_provider
 from pu_engine.results import load, read_manifest, write_atomic
-from pu_engine.scorer import Scorer, features_width, open_scorer
+from pu_engine.runtime.providers import choose_provider
+from pu_engine.scores.scorer import Scorer, features_width, open_scorer
 from pu_engine.scoring import survey
+from pu_engine.training.distill_types import EFFORT_STEPS
 from pu_engine.types import PlanInputs, SelectionOptions, Teacher
 
 FILE = "plan.json"
@@ -151,7 +151,7 @@ def targets_in_words(inputs: PlanInputs) -> str:
     """Where the targets will come from, and why."""
     import torch
 
-    from pu_engine.live_teacher import choose_targets
+    from pu_engine.training.live_teacher import choose_targets
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return ": ".join(choose_targets(inputs.distillation.targets, Path(inputs.intake.path), device))
@@ -161,7 +161,7 @@ def forecast_of(
     inputs: PlanInputs, scorer: Scorer, pool: PoolReader, out: Path, *, scoring: Timed, steps: int
 ) -> PickForecast:
     """What selection would pick for a training of so many steps."""
-    from pu_engine.plan_forecast import forecast_picks
+    from pu_engine.planning.plan_forecast import forecast_picks
     from pu_engine.selection import check_options, default_count
 
     check_options(inputs.selection)
@@ -186,9 +186,9 @@ def selection_bytes(pool_images: int, labelled: int, width: int) -> int:
     Args:
         width: of the features, the spreads among them.
     """
-    from pu_engine.pu_classifier import EXPANDED_BYTES, MOST_LOGITS, SMOOTH_FUNCTIONS
-    from pu_engine.pu_folds import TRAINING_BYTES
-    from pu_engine.score_files import CHUNK_BYTES
+    from pu_engine.picking.pu_classifier import EXPANDED_BYTES, MOST_LOGITS, SMOOTH_FUNCTIONS
+    from pu_engine.picking.pu_folds import TRAINING_BYTES
+    from pu_engine.scores.score_files import CHUNK_BYTES
 
     inputs = width + MOST_LOGITS + 1
     training = min(TRAINING_BYTES, FLOAT32_BYTES * inputs * pool_images)

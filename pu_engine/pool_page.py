@@ -8,22 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pu_engine.images import decode
+from pu_engine.imaging.images import decode
+from pu_engine.imaging.thumbnails import thumbnail
 from pu_engine.jsonform import to_json
-from pu_engine.pool import PoolReader, open_pool
-from pu_engine.pool_index import GOOD
-from pu_engine.pool_types import PoolPage, PoolPageInputs
+from pu_engine.pages.report_page import byte_size, template
+from pu_engine.pools.pool import PoolReader, open_pool
+from pu_engine.pools.pool_index import GOOD
+from pu_engine.pools.pool_types import PoolPage, PoolPageInputs
 from pu_engine.prefetch import prefetched
 from pu_engine.progress import Progress
-from pu_engine.report_page import byte_size, number, percent
 from pu_engine.results import write_atomic
-from pu_engine.thumbnails import thumbnail
 
 PAGE, SUMMARY, TEMPLATE = "pool.html", "pool-summary.json", "pool.html"
 SHOWN_IMAGES = 120
@@ -114,14 +113,7 @@ def near_pairs(reader: PoolReader) -> NDArray[np.int64]:
 
 def render(summary: dict[str, Any], sheet: Sequence[Shown], alike: Sequence[tuple[Shown, Shown]]) -> str:
     """The page: one file without scripts or anything from outside."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
-    environment.filters.update(percent=percent, number=number, bytes=byte_size)
-    return environment.get_template(TEMPLATE).render(pool=summary, sheet=sheet, alike=alike)
+    return template(TEMPLATE).render(pool=summary, sheet=sheet, alike=alike)
 
 
 def _counts(column: pa.ChunkedArray, limit: int | None = None) -> list[dict[str, Any]]:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 
 from pu_engine.errors import EngineError
-from pu_engine.pool import POOL, read_pool_json
-from pu_engine.pool_index import GOOD, index_name, read_index
-from pu_engine.pool_types import PoolVerification, PoolVerificationInputs, Shard
+from pu_engine.pools.pool import POOL, read_pool_json
+from pu_engine.pools.pool_index import GOOD, index_name, read_index
+from pu_engine.pools.pool_types import PoolVerification, PoolVerificationInputs, Shard
 from pu_engine.prefetch import prefetched
 from pu_engine.progress import Progress
 from pu_engine.results import file_sha256

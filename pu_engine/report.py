@@ -13,15 +13,21 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pu_engine.differences import Differences
-from pu_engine.images import decode
+from pu_engine.imaging.images import decode
+from pu_engine.imaging.preprocessing import image_channels
+from pu_engine.imaging.thumbnails import thumbnail
 from pu_engine.jsonform import from_json, to_json
-from pu_engine.pool import PoolReader, open_pool
-from pu_engine.preprocessing import image_channels
-from pu_engine.progress import Progress
-from pu_engine.report_data import Results, log_lines, passed_variants, read_results, report_json, verified_variants
-from pu_engine.report_page import ClassSamples, Download, device_words, render
-from pu_engine.report_samples import (
+from pu_engine.pages.differences import Differences
+from pu_engine.pages.report_data import (
+    Results,
+    log_lines,
+    passed_variants,
+    read_results,
+    report_json,
+    verified_variants,
+)
+from pu_engine.pages.report_page import ClassSamples, Download, device_words, render
+from pu_engine.pages.report_samples import (
     LABELLED,
     Answer,
     ClassRows,
@@ -32,10 +38,11 @@ from pu_engine.report_samples import (
     shown_answers,
     shown_classes,
 )
+from pu_engine.pools.pool import PoolReader, open_pool
+from pu_engine.progress import Progress
 from pu_engine.results import write_atomic
-from pu_engine.thumbnails import thumbnail
 from pu_engine.types import Report, ReportInputs
-from pu_engine.variant_rows import Point, tradeoff
+from pu_engine.variants.variant_rows import Point, tradeoff
 
 STUDENT_FILES = ("student.safetensors", "student.json", "curve.jsonl", "events.tfevents", "differences.json")
 SELECTION_FILE, LABELLED_SCORES = "selection.parquet", "labelled.scores.npy"
@@ -173,7 +180,7 @@ def draw(
     """
     # A confined child may write nowhere but here, and matplotlib wants to keep its list of fonts.
     os.environ.setdefault("MPLCONFIGDIR", str(font_cache))
-    from pu_engine import plots
+    from pu_engine.pages import plots
 
     selection, names = results.selection, results.teacher.class_names
     steps = [json.loads(line) for line in curve.read_text().splitlines()]

@@ -18,22 +18,22 @@ from statistics import median_low
 import numpy as np
 from numpy.typing import NDArray
 
-from pu_engine import labelled
 from pu_engine.array_file import ArrayWriter, is_whole
 from pu_engine.errors import EngineError
-from pu_engine.images import decode, jpeg_quality
-from pu_engine.int8_copy import INT8_MODEL
+from pu_engine.imaging import labelled
+from pu_engine.imaging.images import decode, jpeg_quality
 from pu_engine.jsonform import from_json
-from pu_engine.pool import open_pool
-from pu_engine.pool_types import Pool, Shard
-from pu_engine.precision import Task, settle
+from pu_engine.pools.pool import open_pool
+from pu_engine.pools.pool_types import Pool, Shard
 from pu_engine.prefetch import prefetched
 from pu_engine.progress import Progress
-from pu_engine.providers import choose_provider
 from pu_engine.results import file_sha256, load
-from pu_engine.score_types import INT8, Scores, ScoringInputs
-from pu_engine.scorer import TAPPED_MODEL, MatchedJpeg, Scorer, open_scorer
-from pu_engine.shard_reuse import EarlierScoring, copy_verified, read_earlier, shard_keys
+from pu_engine.runtime.providers import choose_provider
+from pu_engine.scores.int8_copy import INT8_MODEL
+from pu_engine.scores.precision import Task, settle
+from pu_engine.scores.score_types import INT8, Scores, ScoringInputs
+from pu_engine.scores.scorer import TAPPED_MODEL, MatchedJpeg, Scorer, open_scorer
+from pu_engine.scores.shard_reuse import EarlierScoring, copy_verified, read_earlier, shard_keys
 from pu_engine.types import Folder, LabelledEntry, LabelledImages, Teacher
 
 LABELLED = "labelled"

@@ -15,22 +15,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pu_engine.class_bounds import ClassBounds, check_room, class_bounds
 from pu_engine.errors import EngineError
-from pu_engine.look_alikes import excluded_rows, surplus
-from pu_engine.pick_estimate import believed, pick_estimate, reliability
-from pu_engine.pick_types import PickEstimate
-from pu_engine.pick_weights import pick_weights
-from pu_engine.pool import PoolReader, open_pool
-from pu_engine.pool_order import SCORES, PoolOrder, TeacherView, order_pool, teacher_view
-from pu_engine.poor_classes import poor_class_warning, poor_classes
-from pu_engine.prior import PriorInterval
+from pu_engine.picking.class_bounds import ClassBounds, check_room, class_bounds
+from pu_engine.picking.look_alikes import excluded_rows, surplus
+from pu_engine.picking.pick_estimate import believed, pick_estimate, reliability
+from pu_engine.picking.pick_types import PickEstimate
+from pu_engine.picking.pick_weights import pick_weights
+from pu_engine.picking.pool_order import SCORES, PoolOrder, TeacherView, order_pool, teacher_view
+from pu_engine.picking.poor_classes import poor_class_warning, poor_classes
+from pu_engine.picking.prior import PriorInterval
+from pu_engine.picking.quota import class_quotas, pick_above, pick_balanced, pick_top
+from pu_engine.picking.source_test import GATE_PRIOR
+from pu_engine.pools.pool import PoolReader, open_pool
 from pu_engine.progress import Progress
-from pu_engine.quota import class_quotas, pick_above, pick_balanced, pick_top
 from pu_engine.results import load
-from pu_engine.score_files import ScoreFiles, open_score_files
-from pu_engine.source_test import GATE_PRIOR
-from pu_engine.training import repeatable
+from pu_engine.scores.score_files import ScoreFiles, open_score_files
+from pu_engine.training.loop import repeatable
 from pu_engine.types import Budget, Selection, SelectionInputs, SelectionOptions, Teacher
 
 FILE, LABELLED_SCORES = "selection.parquet", "labelled.scores.npy"

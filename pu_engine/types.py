@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pu_engine.distill_types import DistillationOptions, DistillLoss
-from pu_engine.export_types import Companion, NotMade
-from pu_engine.fact_types import Latency, TapCandidate, TeacherFacts
 from pu_engine.jsonform import MEASURED
-from pu_engine.pick_types import PickEstimate, PoorClass, ReliabilityBin
-from pu_engine.plan_types import PlanEstimates
-from pu_engine.twin_report import TwinReport
+from pu_engine.picking.pick_types import PickEstimate, PoorClass, ReliabilityBin
+from pu_engine.planning.plan_types import PlanEstimates
+from pu_engine.teacher.fact_types import Latency, TapCandidate, TeacherFacts
+from pu_engine.training.distill_types import DistillationOptions, DistillLoss
+from pu_engine.twin.report import TwinReport
+from pu_engine.variants.export_types import Companion, NotMade
 
 SPREAD_SUFFIX = "_spread"  # of the name of a tap's second output
 

@@ -13,20 +13,14 @@ from torch import nn
 
 from exporters.tensor_comparison import worst_node
 from exporters.torch_to_onnx import INPUT
-from pu_engine import hops
-from pu_engine.agreement import accuracy, argmax_agreement, mean_kl, relative_max_error, wilson_interval
-from pu_engine.batches import Part, load_part
-from pu_engine.divergence import first_difference
 from pu_engine.errors import EngineError
-from pu_engine.evaluation import predict
-from pu_engine.hops import EXACT, TOLERANCE, File, Images, Measured, gate_of, measure_hop, softmax
-from pu_engine.preprocessing import model_input
+from pu_engine.imaging.preprocessing import model_input
 from pu_engine.progress import Progress
-from pu_engine.recommendation import recommend
 from pu_engine.results import file_sha256, load
-from pu_engine.student_files import load_student
-from pu_engine.timings import measure_latencies
-from pu_engine.training import repeatable
+from pu_engine.student.files import load_student
+from pu_engine.training.batches import Part, load_part
+from pu_engine.training.evaluation import predict
+from pu_engine.training.loop import repeatable
 from pu_engine.types import (
     StudentSpec,
     Teacher,
@@ -36,6 +30,12 @@ from pu_engine.types import (
     Verdicts,
     VerificationInputs,
 )
+from pu_engine.variants import hops
+from pu_engine.variants.agreement import accuracy, argmax_agreement, mean_kl, relative_max_error, wilson_interval
+from pu_engine.variants.divergence import first_difference
+from pu_engine.variants.hops import EXACT, TOLERANCE, File, Images, Measured, gate_of, measure_hop, softmax
+from pu_engine.variants.recommendation import recommend
+from pu_engine.variants.timings import measure_latencies
 
 COMPARED_IMAGES = 4  # of the worst ones, whose intermediate tensors are compared
 HELD_OUT_ANSWERS = "held_out.answers.npy"

@@ -28,7 +28,7 @@ AUTO = "auto"
 
 
 class StudentCatalogue:
-    """Answers of `pu_engine.students`, kept below the data folder by the versions that gave them."""
+    """Answers of `pu_engine.student.catalogue`, kept below the data folder by the versions that gave them."""
 
     def __init__(self, folder: Path) -> None:
         versions = {"engine": ENGINE_VERSION, **installed_packages()}
@@ -128,7 +128,7 @@ async def _run_child(options: Sequence[str], workdir: Path) -> Any:
     confine = ("--workdir", str(workdir), "--profile", "training", "--parent", str(os.getpid()))
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-I", "-m", "server.confine", *confine, "--"),
-        *(sys.executable, "-I", "-m", "pu_engine.students", "--json", *options),
+        *(sys.executable, "-I", "-m", "pu_engine.student.catalogue", "--json", *options),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from pu_engine.pool_types import Pool
+from pu_engine.pools.pool_types import Pool
 from pu_engine.results import file_sha256, load, read_manifest
 
 

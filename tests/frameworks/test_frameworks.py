@@ -12,10 +12,11 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from pu_engine import conventions, intake
-from pu_engine.preprocessing import model_input
+from pu_engine import intake
+from pu_engine.imaging.preprocessing import model_input
 from pu_engine.progress import SilentProgress
 from pu_engine.results import file_sha256
+from pu_engine.teacher import conventions
 from pu_engine.types import File, IntakeInputs, LabelledFile, LabelledImages, Preprocessing, Teacher
 from tests.conftest import png
 from tests.frameworks.conftest import Record

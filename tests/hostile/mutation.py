@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from pu_engine.graph_walk import OPERATORS, graphs_of
+from pu_engine.guard.graph_walk import OPERATORS, graphs_of
 
 EDGES = (0, 1, -1, 2**31 - 1, 2**31, 2**31 + 1, -(2**31), -(2**31) - 1, 2**62, -(2**63))
 SMALL = (2, 3, 4, 5, 7, 8, 9, 16)

@@ -21,12 +21,15 @@ from typing import Any
 import numpy as np
 import onnx
 
-from pu_engine import forward, guard, intake, twin_proof  # noqa: F401
+from pu_engine import intake
 from pu_engine.errors import EngineError
-from pu_engine.graph_surgery import image_input, prune
+from pu_engine.guard import static_guard
 from pu_engine.jsonform import to_json
 from pu_engine.progress import SilentProgress
 from pu_engine.results import file_sha256
+from pu_engine.runtime import forward
+from pu_engine.teacher.graph_surgery import image_input, prune
+from pu_engine.twin import proof  # noqa: F401
 from pu_engine.types import File, IntakeInputs, LabelledImages
 from tests.hostile.mutation import mutants
 
@@ -57,9 +60,9 @@ def guarded(data: bytes) -> bytes:
         EngineError: the guard refuses the model.
         OracleBroken: it refuses or changes what it had let through.
     """
-    canonical = guard.canonical_bytes(guard.vet(data))
+    canonical = static_guard.canonical_bytes(static_guard.vet(data))
     try:
-        again = guard.canonical_bytes(guard.vet(canonical))
+        again = static_guard.canonical_bytes(static_guard.vet(canonical))
     except EngineError as error:
         raise OracleBroken(f"the guard refuses its own canonical bytes: {error.code}, {error.message}") from error
     if again != canonical:
@@ -167,7 +170,7 @@ def _in_fork(action: Callable[[], None]) -> int:
 def _smallest_that_dies(folder: Path, data: bytes, code: int) -> bytes:
     """The canonical model cut off behind its first tensor that still ends a process in the same way."""
     try:
-        model = guard.vet(data)
+        model = static_guard.vet(data)
     except EngineError:
         return data
     for smaller in _prefixes(model):

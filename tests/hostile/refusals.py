@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pu_engine import guard
 from pu_engine.errors import EngineError
+from pu_engine.guard import static_guard
 from tests.hostile.oracle import guarded
 from tests.hostile.seed_models import core, model
 
@@ -37,6 +37,6 @@ def code_of(made: Any, blobs: Mapping[str, bytes] | None = None) -> str:
 
 def _vetted(data: bytes, blobs: Mapping[str, bytes] | None) -> bytes | tuple[str, str, str]:
     try:
-        return guard.canonical_bytes(guard.vet(data, blobs))
+        return static_guard.canonical_bytes(static_guard.vet(data, blobs))
     except EngineError as error:
         return error.code, error.message, error.remedy

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pu_engine import guard, guard_limits
 from pu_engine.errors import EngineError
+from pu_engine.guard import limits, static_guard
 
 GUARD_RSS_KIB = 300 * 1024
 
@@ -87,7 +87,7 @@ WIRE_BOMBS: dict[str, tuple[Callable[[int], bytes], int]] = {
 
 def code_of(data: bytes) -> str:
     with pytest.raises(EngineError) as caught:
-        guard.vet(data)
+        static_guard.vet(data)
     return caught.value.code
 
 
@@ -96,7 +96,7 @@ def test_floods_are_refused_and_their_benign_twins_pass(name: str) -> None:
     build, hostile, benign, code = BOMBS[name]
     data = build(hostile)
     assert code_of(data) == code
-    assert guard.vet(build(benign)).graph.node
+    assert static_guard.vet(build(benign)).graph.node
 
 
 @pytest.mark.parametrize("name", WIRE_BOMBS)
@@ -118,7 +118,7 @@ def test_many_tensors_on_one_blob_count_each() -> None:
         tensors.append(tensor)
     data = model_of([helper.make_node("Relu", ["x"], ["y"])], tensors).SerializeToString()
     with pytest.raises(EngineError) as caught:
-        guard.vet(data, {"b": bytes(2**20)})
+        static_guard.vet(data, {"b": bytes(2**20)})
     assert caught.value.code == "MODEL_TOO_LARGE"
 
 
@@ -138,7 +138,7 @@ def test_truncated_and_flipped_models_raise_only_engine_errors() -> None:
 def outcome(data: bytes) -> tuple[str, bytes]:
     """The code of a refusal, or the canonical bytes."""
     try:
-        return "", guard.canonical_bytes(guard.vet(data))
+        return "", static_guard.canonical_bytes(static_guard.vet(data))
     except EngineError as error:
         return error.code, b""
 
@@ -162,7 +162,7 @@ def test_laughing_functions_are_counted_not_written_out(levels: int) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert code_of(doubling_functions(levels)) == "MODEL_TOO_COMPLEX"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < GUARD_RSS_KIB
-    assert len(guard.vet(doubling_functions(6)).graph.node) == 2**6
+    assert len(static_guard.vet(doubling_functions(6)).graph.node) == 2**6
 
 
 def nested_ifs(depth: int) -> bytes:
@@ -180,8 +180,8 @@ def nested_ifs(depth: int) -> bytes:
 
 
 def test_nested_ifs_are_bounded() -> None:
-    assert code_of(nested_ifs(guard_limits.IF_DEPTH + 1)) == "MODEL_TOO_COMPLEX"
-    assert guard.vet(nested_ifs(guard_limits.IF_DEPTH)).graph.node
+    assert code_of(nested_ifs(limits.IF_DEPTH + 1)) == "MODEL_TOO_COMPLEX"
+    assert static_guard.vet(nested_ifs(limits.IF_DEPTH)).graph.node
 
 
 def with_outputs(count: int) -> bytes:
@@ -195,5 +195,5 @@ def with_outputs(count: int) -> bytes:
 
 
 def test_outputs_are_counted() -> None:
-    assert code_of(with_outputs(guard_limits.GRAPH_ENDS + 1)) == "MODEL_TOO_COMPLEX"
-    assert guard.vet(with_outputs(guard_limits.GRAPH_ENDS)).graph.output
+    assert code_of(with_outputs(limits.GRAPH_ENDS + 1)) == "MODEL_TOO_COMPLEX"
+    assert static_guard.vet(with_outputs(limits.GRAPH_ENDS)).graph.output

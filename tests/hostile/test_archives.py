@@ -10,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from pu_engine.archive import Limits, Member, read_members
 from pu_engine.errors import EngineError
+from pu_engine.imaging.archive import Limits, Member, read_members
 
 LIMITS = Limits(members=10, total_bytes=10_000, member_bytes=5_000)
 MUTANTS = 500

@@ -11,8 +11,8 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from pu_engine import images
 from pu_engine.errors import EngineError
+from pu_engine.imaging import images
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
 MUTANTS = 400

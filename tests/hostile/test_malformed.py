@@ -16,9 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pu_engine import guard, intake
+from pu_engine import intake
 from pu_engine.errors import EngineError
-from pu_engine.guard_limits import MODEL_BYTES
+from pu_engine.guard import static_guard
+from pu_engine.guard.limits import MODEL_BYTES
 from pu_engine.types import File, IntakeInputs, LabelledImages
 from tests.hostile.refusals import code_of, edited
 
@@ -112,7 +113,9 @@ def test_model_passes() -> None:
 
 def test_unknown_fields_are_dropped() -> None:
     unknown = BENIGN + b"\xfa\x7f\x06secret"
-    assert guard.canonical_bytes(guard.vet(unknown)) == guard.canonical_bytes(guard.vet(BENIGN))
+    assert static_guard.canonical_bytes(static_guard.vet(unknown)) == static_guard.canonical_bytes(
+        static_guard.vet(BENIGN)
+    )
 
 
 def test_size_is_asked_before_a_file_is_read(tmp_path: Path) -> None:

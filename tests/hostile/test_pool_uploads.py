@@ -19,9 +19,9 @@ from PIL import Image
 
 from pu_engine import ingest, pool_page
 from pu_engine.errors import EngineError
-from pu_engine.pool import open_pool, pool_folder
-from pu_engine.pool_index import read_index
-from pu_engine.pool_types import IngestInputs, PoolPageInputs
+from pu_engine.pools.pool import open_pool, pool_folder
+from pu_engine.pools.pool_index import read_index
+from pu_engine.pools.pool_types import IngestInputs, PoolPageInputs
 from pu_engine.progress import SilentProgress
 from pu_engine.results import file_sha256
 from pu_engine.types import File

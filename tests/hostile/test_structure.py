@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pu_engine import guard_limits as limits
-from pu_engine.graph_walk import MICROSOFT_INPUTS, OPERATORS
+from pu_engine.guard import limits
+from pu_engine.guard.graph_walk import MICROSOFT_INPUTS, OPERATORS
 from tests.hostile.refusals import Edit, code_of, edited
 
 node = helper.make_node

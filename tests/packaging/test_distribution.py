@@ -18,8 +18,8 @@ IMPORT = "import sys, punnet; sys.exit(bool({'numpy', 'server', 'pu_engine', 'ex
 PACKAGES = {"punnet", "server", "pu_engine", "exporters"}
 DATA = {
     "punnet/py.typed",
-    "pu_engine/page.css",
-    "pu_engine/report.html",
+    "pu_engine/pages/page.css",
+    "pu_engine/pages/report.html",
     "server/page/own.css",
     "server/page/static/page.js",
     "server/page/templates/frame.html",

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pu_engine.fact_types import Latency, ParserCheck, TeacherFacts
 from pu_engine.jsonform import to_json
-from pu_engine.pool_types import IngestInputs
+from pu_engine.pools.pool_types import IngestInputs
 from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest, file_sha256
+from pu_engine.teacher.fact_types import Latency, ParserCheck, TeacherFacts
 from pu_engine.types import File, Folder, LabelledEntry, Preprocessing, Tap, Teacher
 
 TEACHER_SIDE = 8
@@ -70,7 +70,7 @@ def pack() -> Pack:
 def make_pool(pack: Pack) -> MakePool:
     """Ingest named images into a pool below `folder`."""
     from pu_engine import ingest
-    from pu_engine.pool import pool_folder
+    from pu_engine.pools.pool import pool_folder
 
     def make(folder: Path, members: Mapping[str, bytes], shard_images: int = 5) -> Folder:
         tar = pack(folder / "upload.tar", members)

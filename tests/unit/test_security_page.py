@@ -6,14 +6,16 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pu_engine import canonicalisation, guard_limits, images, labelled, pipeline
+from pu_engine import guard, pipeline
+from pu_engine.imaging import images, labelled
+from pu_engine.teacher import canonicalisation
 from punnet.errors import TABLE
 from server import audit, blob_service, blobs, confine, front, manifest, quotas
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "security.md").read_text()
 MODULES: dict[str, Any] = {
-    "guard_limits": guard_limits,
+    "guard": guard,
     "canonicalisation": canonicalisation,
     "images": images,
     "labelled": labelled,
@@ -43,7 +45,7 @@ def test_every_limit_of_the_page_is_that_of_the_code() -> None:
 
 
 def test_every_limit_of_the_guard_is_on_the_page() -> None:
-    limits = {f"guard_limits.{name}" for name in vars(guard_limits) if name.isupper()}
+    limits = {f"guard.limits.{name}" for name in vars(guard.limits) if name.isupper()}
     assert limits <= set(dict(ROW.findall(PAGE)))
 
 

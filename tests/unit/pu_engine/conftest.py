@@ -14,11 +14,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pu_engine.distill_types import DistillationOptions
 from pu_engine.distillation import run as run_distillation
 from pu_engine.export import run as run_export
 from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest
+from pu_engine.training.distill_types import DistillationOptions
 from pu_engine.types import (
     DistillationInputs,
     ExportInputs,

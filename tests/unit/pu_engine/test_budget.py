@@ -12,10 +12,10 @@ import pytest
 
 from pu_engine import budget
 from pu_engine.budget import budget_of, steps_of
-from pu_engine.distill_types import DistillationOptions
 from pu_engine.errors import EngineError
 from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest
+from pu_engine.training.distill_types import DistillationOptions
 from pu_engine.types import Budget, BudgetInputs, Folder, StudentOptions
 
 

@@ -15,13 +15,13 @@ import pytest
 
 from exporters.engine_builder import missing
 from pu_engine import bundling
-from pu_engine.bundle_types import Bundles, BundlingInputs
 from pu_engine.errors import EngineError
 from pu_engine.export import run as run_export
 from pu_engine.jsonform import from_json, to_json
 from pu_engine.progress import SilentProgress
 from pu_engine.results import file_sha256, load, reproducible
 from pu_engine.types import ExportInputs, ExportOptions, Variants, Verdict, Verdicts
+from pu_engine.variants.bundle_types import Bundles, BundlingInputs
 from tests.unit.pu_engine.conftest import finish
 
 needs_rtx = pytest.mark.skipif(missing("tensorrt_rtx") is not None, reason="tensorrt_rtx is not installed")

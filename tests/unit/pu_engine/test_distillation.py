@@ -16,16 +16,17 @@ import onnx
 import pytest
 import torch
 
-from pu_engine import student_choice, twin
-from pu_engine.distill_types import DistillationOptions, DistillLoss
 from pu_engine.distillation import run
 from pu_engine.errors import EngineError
-from pu_engine.evaluation import predict
 from pu_engine.jsonform import from_json, to_json
 from pu_engine.progress import SilentProgress
 from pu_engine.results import file_sha256, read_manifest
-from pu_engine.student_choice import largest, shortlist
-from pu_engine.student_files import load_student
+from pu_engine.student import choice
+from pu_engine.student.choice import largest, shortlist
+from pu_engine.student.files import load_student
+from pu_engine.training.distill_types import DistillationOptions, DistillLoss
+from pu_engine.training.evaluation import predict
+from pu_engine.twin import torch_twin
 from pu_engine.types import (
     DistillationInputs,
     File,
@@ -156,7 +157,7 @@ def test_auto_measures_latency_and_pins_what_it_found(tmp_path: Path, monkeypatc
     fitting = next(c for c in candidates if not c["verdict"])
     assert fitting["name"] == "cifar_resnet8"
     assert float(fitting["latency_ms"]) > 0
-    monkeypatch.setattr(student_choice, "measure_latency", None)  # a second measurement would fail
+    monkeypatch.setattr(choice, "measure_latency", None)  # a second measurement would fail
     assert shortlist(options, **SMALL, scratch=tmp_path) == candidates
 
 
@@ -211,7 +212,7 @@ def test_a_live_teacher_needs_a_twin(small_job: Callable[..., Any], tmp_path: Pa
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_live_teacher_teaches_as_well(small_job: Callable[..., Any], tmp_path: Path, threads: int) -> None:
     job = small_job()
-    twin.save(twin.build(onnx.load(Path(job.intake.path) / "canonical.onnx")), Path(job.intake.path))
+    torch_twin.save(torch_twin.build(onnx.load(Path(job.intake.path) / "canonical.onnx")), Path(job.intake.path))
     options = DistillationOptions(steps=40, batch_size=16, learning_rate=0.05, targets="live")
     student = run(replace(job.inputs(options), threads=threads), tmp_path, SilentProgress())
     assert student.held_out_agreement >= 0.9

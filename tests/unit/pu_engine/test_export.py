@@ -16,10 +16,10 @@ from pu_engine.export import run
 from pu_engine.jsonform import from_json, to_json
 from pu_engine.progress import SilentProgress
 from pu_engine.results import file_sha256, load
-from pu_engine.sessions import open_session
-from pu_engine.student_files import load_student, write_student
+from pu_engine.runtime.sessions import open_session
+from pu_engine.student.files import load_student, write_student
 from pu_engine.types import ExportInputs, ExportOptions, Folder, Preprocessing, StudentSpec, Variants
-from pu_engine.variants import FILES, fp32_graph, wanted_variants
+from pu_engine.variants.onnx_variants import FILES, fp32_graph, wanted_variants
 
 
 def inputs(job: Any, **options: Any) -> ExportInputs:

@@ -13,14 +13,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pu_engine import gathering, images, scoring, target_logits
+from pu_engine import gathering, scoring
 from pu_engine.errors import EngineError
+from pu_engine.imaging import images
 from pu_engine.jsonform import to_json
-from pu_engine.pool import open_pool
+from pu_engine.pools.pool import open_pool
 from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest
-from pu_engine.score_types import ScoringInputs
-from pu_engine.scorer import open_scorer
+from pu_engine.scores import target_logits
+from pu_engine.scores.score_types import ScoringInputs
+from pu_engine.scores.scorer import open_scorer
 from pu_engine.types import (
     File,
     Folder,

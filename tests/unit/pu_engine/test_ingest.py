@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pu_engine import images, ingest, shard_writer
-from pu_engine.archive import Limits, Member
+from pu_engine import ingest
 from pu_engine.errors import EngineError
-from pu_engine.image_check import CheckedImage, check_image
+from pu_engine.imaging import images
+from pu_engine.imaging.archive import Limits, Member
+from pu_engine.imaging.image_check import CheckedImage, check_image
 from pu_engine.jsonform import from_json
-from pu_engine.pool import open_pool, pool_folder
-from pu_engine.pool_index import read_index
-from pu_engine.pool_types import IngestInputs, Pool, Shard, Shrink
+from pu_engine.pools import shard_writer
+from pu_engine.pools.pool import open_pool, pool_folder
+from pu_engine.pools.pool_index import read_index
+from pu_engine.pools.pool_types import IngestInputs, Pool, Shard, Shrink
 from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest, file_sha256
 from pu_engine.types import File, Folder

@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from pu_engine import inspection
-from pu_engine.fact_types import ParserCheck, RefusedNode, TapCandidate
-from pu_engine.inspection_samples import Confusion
-from pu_engine.inspection_types import InspectionInputs
+from pu_engine.pages.inspection_samples import Confusion
+from pu_engine.pages.inspection_types import InspectionInputs
 from pu_engine.progress import SilentProgress
 from pu_engine.results import MANIFEST, build_manifest
+from pu_engine.teacher.fact_types import ParserCheck, RefusedNode, TapCandidate
 from pu_engine.types import (
     File,
     Folder,

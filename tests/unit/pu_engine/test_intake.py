@@ -17,12 +17,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from pu_engine import intake, probed
+from pu_engine import intake
 from pu_engine.errors import EngineError
 from pu_engine.jsonform import to_json
-from pu_engine.labels import ClassOrder
 from pu_engine.progress import SilentProgress
 from pu_engine.results import file_sha256
+from pu_engine.teacher import probed
+from pu_engine.teacher.labels import ClassOrder
 from pu_engine.types import File, IntakeInputs, LabelledImages, StatedPreprocessing, Teacher
 
 SIDE = 8

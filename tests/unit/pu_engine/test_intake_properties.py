@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pu_engine import intake
-from pu_engine.preprocessing import model_input
+from pu_engine.imaging.preprocessing import model_input
 from pu_engine.progress import SilentProgress
 from pu_engine.results import file_sha256
 from pu_engine.types import File, IntakeInputs, LabelledFile, LabelledImages, Teacher

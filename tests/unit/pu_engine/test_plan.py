@@ -16,16 +16,17 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from pu_engine import ingest, plan, plan_forecast, plan_samples
-from pu_engine.distill_types import DistillationOptions
+from pu_engine import ingest, plan
 from pu_engine.errors import EngineError
 from pu_engine.jsonform import from_json, to_json
-from pu_engine.plan_types import Plan
-from pu_engine.pool import open_pool, pool_folder
-from pu_engine.pool_types import IngestInputs
+from pu_engine.planning import plan_forecast, plan_samples
+from pu_engine.planning.plan_types import Plan
+from pu_engine.pools.pool import open_pool, pool_folder
+from pu_engine.pools.pool_types import IngestInputs
 from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest, file_sha256
-from pu_engine.scorer import open_scorer
+from pu_engine.scores.scorer import open_scorer
+from pu_engine.training.distill_types import DistillationOptions
 from pu_engine.types import (
     File,
     Folder,

@@ -11,7 +11,7 @@ import pytest
 
 from pu_engine import pool_page
 from pu_engine.pool_page import doubling_histogram
-from pu_engine.pool_types import PoolPageInputs
+from pu_engine.pools.pool_types import PoolPageInputs
 from pu_engine.progress import SilentProgress
 from pu_engine.types import Folder
 

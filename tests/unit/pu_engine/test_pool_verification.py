@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pu_engine import pool_verification
 from pu_engine.errors import EngineError
-from pu_engine.pool_types import PoolVerificationInputs
+from pu_engine.pools.pool_types import PoolVerificationInputs
 from pu_engine.progress import SilentProgress
 from pu_engine.types import Folder
 

@@ -18,21 +18,20 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pu_engine import ingest, report, report_data, report_page, verification
-from pu_engine.bundle_types import Bundle, Bundles
-from pu_engine.differences import Confusion, Differences, WorstImage
-from pu_engine.export_types import Companion, NotMade
-from pu_engine.fact_types import Latency
+from pu_engine import ingest, report, verification
+from pu_engine.imaging.thumbnails import thumbnail
 from pu_engine.jsonform import to_json
-from pu_engine.pick_types import PoorClass, ReliabilityBin
-from pu_engine.plan_types import PlanEstimates
-from pu_engine.pool import pool_folder
-from pu_engine.pool_types import IngestInputs
+from pu_engine.pages import report_data, report_page
+from pu_engine.pages.differences import Confusion, Differences, WorstImage
+from pu_engine.pages.report_samples import SelectionRows, class_rows, shown_answers, shown_classes
+from pu_engine.picking.pick_types import PoorClass, ReliabilityBin
+from pu_engine.planning.plan_types import PlanEstimates
+from pu_engine.pools.pool import pool_folder
+from pu_engine.pools.pool_types import IngestInputs
 from pu_engine.progress import SilentProgress
-from pu_engine.report_samples import SelectionRows, class_rows, shown_answers, shown_classes
 from pu_engine.results import build_manifest, file_sha256
-from pu_engine.score_types import Int8Trial, Precision, Scores
-from pu_engine.thumbnails import thumbnail
+from pu_engine.scores.score_types import Int8Trial, Precision, Scores
+from pu_engine.teacher.fact_types import Latency
 from pu_engine.types import (
     File,
     Folder,
@@ -50,6 +49,8 @@ from pu_engine.types import (
     Verdict,
     Verdicts,
 )
+from pu_engine.variants.bundle_types import Bundle, Bundles
+from pu_engine.variants.export_types import Companion, NotMade
 from server.page.outcome import read_outcome, read_samples
 from tests.unit.conftest import FACTS
 

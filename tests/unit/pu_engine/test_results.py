@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from pu_engine.pool_types import Shard
+from pu_engine.pools.pool_types import Shard
 from pu_engine.results import build_manifest, file_sha256, files_below, write_atomic
 from pu_engine.types import Variant
 

@@ -20,13 +20,16 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pu_engine import images, labelled, scorer, scoring, taps
+from pu_engine import scoring
 from pu_engine.errors import EngineError
+from pu_engine.imaging import images, labelled
 from pu_engine.jsonform import to_json
-from pu_engine.pool import open_pool
+from pu_engine.pools.pool import open_pool
 from pu_engine.progress import SilentProgress
 from pu_engine.results import build_manifest
-from pu_engine.score_types import Scores, ScoringInputs
+from pu_engine.scores import scorer
+from pu_engine.scores.score_types import Scores, ScoringInputs
+from pu_engine.teacher import taps
 from pu_engine.types import File, Folder, LabelledEntry, LabelledImages, Tap
 
 Pack = Callable[[Path, Mapping[str, bytes]], File]

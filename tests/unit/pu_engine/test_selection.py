@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from pu_engine import selection
 from pu_engine.errors import EngineError
 from pu_engine.jsonform import to_json
-from pu_engine.pool import POOL, pool_folder
-from pu_engine.pool_index import GOOD, index_name, write_index
-from pu_engine.pool_order import PoolOrder, junk_mask
-from pu_engine.pool_types import Pool, Shard
+from pu_engine.picking.pool_order import PoolOrder, junk_mask
+from pu_engine.pools.pool import POOL, pool_folder
+from pu_engine.pools.pool_index import GOOD, index_name, write_index
+from pu_engine.pools.pool_types import Pool, Shard
 from pu_engine.progress import SilentProgress
 from pu_engine.results import file_sha256
-from pu_engine.score_types import Precision, Scores
+from pu_engine.scores.score_types import Precision, Scores
 from pu_engine.selection import default_count, run
 from pu_engine.types import (
     File,

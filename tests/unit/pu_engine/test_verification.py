@@ -13,18 +13,16 @@ import onnx
 import pytest
 
 from pu_engine import export as export_stage
-from pu_engine import runtime_variants, timings, verification
-from pu_engine.batches import Part
+from pu_engine import verification
 from pu_engine.errors import EngineError
-from pu_engine.evaluation import predict
-from pu_engine.hops import File
 from pu_engine.jsonform import from_json, to_json
+from pu_engine.pages.report_data import speed
 from pu_engine.progress import SilentProgress
-from pu_engine.report_data import speed
 from pu_engine.results import build_manifest, file_sha256, load
-from pu_engine.sessions import open_session
-from pu_engine.student_files import load_student
-from pu_engine.timings import measure_latencies, usable_threads
+from pu_engine.runtime.sessions import open_session
+from pu_engine.student.files import load_student
+from pu_engine.training.batches import Part
+from pu_engine.training.evaluation import predict
 from pu_engine.types import (
     ExportInputs,
     ExportOptions,
@@ -34,6 +32,9 @@ from pu_engine.types import (
     Verdicts,
     VerificationInputs,
 )
+from pu_engine.variants import runtime_variants, timings
+from pu_engine.variants.hops import File
+from pu_engine.variants.timings import measure_latencies, usable_threads
 from pu_engine.verification import open_file, run
 
 

@@ -17,7 +17,7 @@ from pu_engine.jsonform import to_json
 from pu_engine.pipeline import SCORING
 from pu_engine.progress import SilentProgress
 from pu_engine.results import read_manifest
-from pu_engine.score_types import ScoringInputs
+from pu_engine.scores.score_types import ScoringInputs
 from pu_engine.types import File, Folder, LabelledImages
 from server.runners.port import StageCommand, StageOutcome, StageProgress
 from server.runners.score_parts import OnProgress, remove_parts, run_parts

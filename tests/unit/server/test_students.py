@@ -18,7 +18,7 @@ def running() -> set[str]:
     found = set()
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdigit() and b"pu_engine.students" in (entry / "cmdline").read_bytes():
+            if entry.name.isdigit() and b"pu_engine.student.catalogue" in (entry / "cmdline").read_bytes():
                 parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
                 found |= {entry.name} if int(parent) == os.getpid() else set()
         except OSError:  # it ended meanwhile

@@ -1,0 +1,1 @@
+"""Images from bytes: archives, header gate, decoding, resizing, hashing, preprocessing, thumbnails."""

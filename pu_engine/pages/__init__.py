@@ -1,0 +1,1 @@
+"""Pages to look at: reports and inspections as single HTML files, with their plots and pictures."""

@@ -1,0 +1,1 @@
+"""onnxruntime: providers, sessions, runs and how long they take."""

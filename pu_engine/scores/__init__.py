@@ -1,0 +1,1 @@
+"""What scoring is made of: the teacher on batches, in which precision, kept and reused by shard."""
