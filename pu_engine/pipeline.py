@@ -85,7 +85,7 @@ BUDGET = Stage(
 SELECTION = Stage(
     name="selection",
     module="pu_engine.selection",
-    schema=5,
+    schema=6,
     needs=("intake", "scoring", "budget"),
     reads=(
         "pool",

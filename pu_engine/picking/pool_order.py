@@ -36,6 +36,7 @@ from pu_engine.types import SelectionOptions
 SCORES = ("auto", "pu", "content", "e2", "energy", "relative_mahalanobis", "confidence", "random", "paper")
 PU_SCORES = ("pu", "paper")
 MOST_RESAMPLED = 20_000  # pool images for the prior's interval: more would hardly narrow it
+MOST_COLUMNS = 2048  # of taps with their spreads: a covariance of more takes hundreds of megabytes
 MOST_BELIEVED = 0.95  # of the pool may count as positive in the second round
 # What fits neither the labelled images nor the pool's main body is dropped, but never more than this: on a natural
 # pool nearly all images lie outside of the labelled images' own range.
@@ -112,10 +113,10 @@ def order_pool(
             score, warnings = _energy_or_confidence(view)
             return PoolOrder(score=score, name=asked, why=asked_for, junk=nothing, warnings=warnings)
         case "relative_mahalanobis":
-            score, _ = _relative_scores(files, moments(files.pool_features(CLEAN_VIEW)))
+            score, _ = _relative_scores(files, _pool_moments(files))
             return PoolOrder(score=score, name=asked, why=asked_for, junk=nothing)
         case "e2" | "content":
-            score, warnings = _content(asked, files, view, moments(files.pool_features(CLEAN_VIEW)))
+            score, warnings = _content(asked, files, view, _pool_moments(files))
             return PoolOrder(score=score, name=asked, why=asked_for, junk=nothing, warnings=warnings)
         case _:
             return _order_with_prior(files, view, options, seed, progress)
@@ -146,7 +147,7 @@ def _order_with_prior(
 ) -> PoolOrder:
     asked, prior = options.score, options.prior
     warnings: tuple[str, ...] = ()
-    pool = moments(files.pool_features(CLEAN_VIEW))
+    pool = _pool_moments(files)
     junk = _junk(files, pool) if asked == "auto" else np.zeros(files.scores.images, dtype=np.bool_)
     positives = len(files.positive_rows)
     if min(positives, files.scores.images) < LEAST_IMAGES:
@@ -248,24 +249,32 @@ def _energy_or_confidence(view: TeacherView) -> tuple[Score, tuple[str, ...]]:
     return view.probability.astype(np.float64), (warning,)
 
 
+def _pool_moments(files: ScoreFiles) -> Moments:
+    """Of the taps and their spreads, or of the taps alone where both are wide."""
+    width = files.positive_rows_of(CLEAN_VIEW)[0].shape[1]
+    columns = slice(width if width <= MOST_COLUMNS else files.taps_width)
+    return moments(features[:, columns] for features, _ in files.pool_rows(CLEAN_VIEW))
+
+
 def _relative_scores(files: ScoreFiles, pool: Moments) -> tuple[Score, Score]:
-    """Relative Mahalanobis scores of the last tap and of all taps together, [N] each."""
-    classes = np.array(files.positive_classes)
-    labelled, found = files.positive_features(CLEAN_VIEW), []
-    for columns in (slice(-files.last_tap_width, None), slice(None)):
-        near = class_gaussians(labelled[:, columns], classes)
-        background = background_gaussian(
-            Moments(count=pool.count, mean=pool.mean[columns], covariance=pool.covariance[columns, columns])
-        )
-        chunks = files.pool_features(CLEAN_VIEW)
-        found.append(np.concatenate([relative_mahalanobis(chunk[:, columns], near, background) for chunk in chunks]))
+    """Relative Mahalanobis scores of the last tap, and of all taps with their spreads, [N] each."""
+    labelled, _ = files.positive_rows_of(CLEAN_VIEW)
+    classes, found = np.array(files.positive_classes), []
+    for columns in (slice(files.taps_width - files.last_tap_width, files.taps_width), slice(pool.mean.size)):
+        near, background = class_gaussians(labelled[:, columns], classes), background_gaussian(_part(pool, columns))
+        chunks = (features[:, columns] for features, _ in files.pool_rows(CLEAN_VIEW))
+        found.append(np.concatenate([relative_mahalanobis(chunk, near, background) for chunk in chunks]))
     return found[0], found[1]
+
+
+def _part(pool: Moments, columns: slice) -> Moments:
+    return Moments(count=pool.count, mean=pool.mean[columns], covariance=pool.covariance[columns, columns])
 
 
 def _junk(files: ScoreFiles, pool: Moments) -> NDArray[np.bool_]:
     labelled = files.positive_features(CLEAN_VIEW)
     classes = class_gaussians(labelled, np.array(files.positive_classes))
-    background = background_gaussian(pool)
+    background = background_gaussian(_part(pool, slice(files.taps_width)))
     chunks = [(squared_distance(c, classes), squared_distance(c, background)) for c in files.pool_features(CLEAN_VIEW)]
     to_labelled, to_pool = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
     return junk_mask(to_labelled, to_pool, float(squared_distance(labelled, classes).max()))

@@ -357,7 +357,14 @@ def test_the_source_classifier_sees_the_spread_of_the_taps(tmp_path: Path) -> No
     assert table["picked"].to_numpy()[:400].mean() > 0.75
 
 
-def test_content_scores_see_the_means_alone(tmp_path: Path) -> None:
+def test_the_content_score_sees_the_spread_of_the_taps(tmp_path: Path) -> None:
+    case = with_spreads(make_case(), 3.0)
+    _, table = select(tmp_path, case, SelectionOptions(score="content", rule="top", count=60))
+    picked = table["picked"].to_numpy()
+    assert picked[: len(picked) // 5].mean() > 2 * picked.mean()
+
+
+def test_e2_sees_the_means_alone(tmp_path: Path) -> None:
     digests = []
     for name, shift in (("a", 0.0), ("b", 3.0)):
         select(tmp_path / name, with_spreads(make_case(), shift), SelectionOptions(score="e2", count=60))

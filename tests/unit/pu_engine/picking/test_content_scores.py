@@ -160,15 +160,16 @@ def test_a_correlation_of_different_images_is_refused() -> None:
         rank_correlation(np.arange(3.0), np.arange(2.0))
 
 
-def test_an_energy_that_agrees_with_the_features_counts_by_half() -> None:
+def test_last_tap_all_taps_and_an_energy_that_agrees_with_them_count_three_to_two_to_one() -> None:
     energies, last, everything = np.array([4.0, 3.0, 2.0, 1.0]), np.array([2.0, 4.0, 1.0, 3.0]), np.arange(4.0)[::-1]
-    expected = rank_sum(last, everything) + ranks(energies) / 2
+    expected = 3 * ranks(last) + 2 * ranks(everything) + ranks(energies)
     np.testing.assert_allclose(content_score(energies, last, everything), expected)
 
 
 def test_an_energy_that_contradicts_the_features_has_no_say() -> None:
     energies, last, everything = np.arange(4.0), np.array([2.0, 4.0, 1.0, 3.0]), np.arange(4.0)[::-1]
-    np.testing.assert_allclose(content_score(energies, last, everything), rank_sum(last, everything))
+    expected = 3 * ranks(last) + 2 * ranks(everything)
+    np.testing.assert_allclose(content_score(energies, last, everything), expected)
 
 
 def test_an_energy_in_doubt_counts_by_how_far_it_agrees() -> None:
@@ -178,7 +179,7 @@ def test_an_energy_in_doubt_counts_by_how_far_it_agrees() -> None:
     last = generator.normal(size=4000)
     trust = rank_correlation(energies, everything) / 0.3
     assert 0.3 < trust < 0.7
-    expected = ranks(last) + ranks(everything) + trust / 2 * ranks(energies)
+    expected = 3 * ranks(last) + 2 * ranks(everything) + trust * ranks(energies)
     np.testing.assert_allclose(content_score(energies, last, everything), expected)
 
 
