@@ -8,16 +8,19 @@ import hashlib
 import importlib.util
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from punnet.access import TLS_SCHEME, Access
 from punnet.connection import Connection
 from punnet.errors import PunnetError, ServerUnavailable
+from punnet.installation import fingerprint
 
 IDLE_SECONDS = 600
 START_SECONDS = 30.0  # 3 s are usual
@@ -55,11 +58,15 @@ def socket_path(data: Path) -> Path:
 def ensure(data: Path) -> str:
     """The address of the data folder's server, which is started where none answers.
 
+    A private server of other code than is installed now is ended first: its stages would run the new code and speak
+    of results in another way than it does. Its jobs go on in the next one.
+
     Raises:
         ServerUnavailable: SERVER_START_FAILED with the log's last lines, or where the folder can't be used.
     """
     address = f"unix:{socket_path(data)}"
     with _starting(data):
+        _end_outdated(data)
         recorded = recorded_address(data)
         if recorded and recorded.startswith(TLS_SCHEME):
             raise _failed(
@@ -74,14 +81,8 @@ def ensure(data: Path) -> str:
 
 def recorded_address(data: Path) -> str | None:
     """The address in DATA/server.json, where a live process wrote it; a server may have been started by hand."""
-    file = data / "server.json"
-    if not file.is_file():
-        return None
-    try:
-        record = json.loads(file.read_text())
-        return str(record["address"]) if Path(f"/proc/{int(record['pid'])}").exists() else None
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError):  # cut off by a crash: as if it were not there
-        return None
+    record = _record(data)
+    return str(record["address"]) if record else None
 
 
 def answers(address: str, access: Access | None = None) -> bool:
@@ -122,6 +123,35 @@ def _starting(data: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _record(data: Path) -> dict[str, Any] | None:
+    """DATA/server.json, where the process that wrote it lives."""
+    file = data / "server.json"
+    if not file.is_file():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(file.read_text())
+        alive = Path(f"/proc/{int(record['pid'])}").exists() and isinstance(record["address"], str)
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError):  # cut off by a crash: as if it were not there
+        return None
+    return record if alive else None
+
+
+def _end_outdated(data: Path) -> None:
+    """End a private server that was started from other code, and wait until it is gone."""
+    record = _record(data)
+    if not record or not record.get("private") or record.get("installation") == fingerprint():
+        return
+    pid, end = int(record["pid"]), time.monotonic() + START_SECONDS
+    os.kill(pid, signal.SIGTERM)
+    while _owned(data):
+        if time.monotonic() > end:
+            raise _failed(
+                f"The private server of {data} (process {pid}) runs other code than is installed, and does not end.",
+                f"End it: kill {pid}",
+            )
+        time.sleep(POLL_SECONDS)
 
 
 def _start(data: Path, address: str) -> str:

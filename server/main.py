@@ -26,6 +26,7 @@ os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 from punnet import __version__
 from punnet.errors import PunnetError
+from punnet.installation import fingerprint
 from punnet.large_buffers import keep_large_buffers
 from punnet.settings import as_arguments
 from server import listening
@@ -65,6 +66,7 @@ from server.watch import Watch
 log = logging.getLogger(__name__)
 
 EXIT_REFUSED = 2
+INSTALLATION = fingerprint()  # as this process started, whatever is installed later
 CALLS_END_SECONDS = 2.0
 STOP_SECONDS = 1.0
 TERM_SECONDS = 2.0  # a stage that the server's end interrupts keeps its finished parts; it need not tidy up
@@ -339,7 +341,8 @@ class Server:
         self._engine.start()
         self._keeping = asyncio.create_task(self._collector.keep_bounds(), name="collector")
         await self._builds.start()
-        ready = {"address": address, "pid": os.getpid(), "version": __version__}
+        ready = {"address": address, "pid": os.getpid(), "version": __version__, "installation": INSTALLATION}
+        ready |= {"private": True} if self._settings.idle_seconds is not None else {}
         key = {}
         if self._settings.metrics:
             place = await self._open(self._metrics_server, *self._settings.metrics)

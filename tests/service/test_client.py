@@ -208,13 +208,7 @@ def test_wait_outlives_a_server_that_is_killed_and_comes_back(server: RunningSer
 
 
 def test_two_clients_at_once_start_one_private_server(folder: Path) -> None:
-    environment = {**os.environ, "XDG_RUNTIME_DIR": str(folder), "PUNNET_DATA": str(folder / "data")}
-    environment.pop("PUNNET_SERVER", None)
-    code = "from punnet import Client\nwith Client() as c: print(c.address, len(c.jobs()))"
-    clients = [
-        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
+    clients = [_start_client(folder) for _ in range(2)]
     said = {started.communicate(timeout=60)[0] for started in clients}
     record = json.loads((folder / "data" / "server.json").read_text())
     try:
@@ -222,9 +216,38 @@ def test_two_clients_at_once_start_one_private_server(folder: Path) -> None:
         assert said == {f"{record['address']} 0\n"}
         assert record["address"].startswith(f"unix:{folder}/punnet-")
     finally:
-        os.kill(record["pid"], signal.SIGTERM)
-        until(lambda: not (folder / "data" / "server.json").exists())
-        until(lambda: not Path(f"/proc/{record['pid']}").exists() or _is_zombie(record["pid"]))
+        _end_private_server(folder)
+
+
+def test_private_server_of_other_code_makes_way_for_one_of_this(folder: Path) -> None:
+    place = folder / "data" / "server.json"
+    try:
+        _start_client(folder).communicate(timeout=60)
+        first = json.loads(place.read_text())
+        place.write_text(json.dumps(first | {"installation": "of yesterday"}))
+        said, _ = _start_client(folder).communicate(timeout=60)
+        second = json.loads(place.read_text())
+        assert said == f"{first['address']} 0\n"
+        assert second == first | {"pid": second["pid"]}
+        assert second["pid"] != first["pid"]
+        assert _start_client(folder).communicate(timeout=60)[0] == said
+        assert json.loads(place.read_text()) == second
+    finally:
+        _end_private_server(folder)
+
+
+def _start_client(folder: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(folder), "PUNNET_DATA": str(folder / "data")}
+    environment.pop("PUNNET_SERVER", None)
+    code = "from punnet import Client\nwith Client() as c: print(c.address, len(c.jobs()))"
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def _end_private_server(folder: Path) -> None:
+    record = json.loads((folder / "data" / "server.json").read_text())
+    os.kill(record["pid"], signal.SIGTERM)
+    until(lambda: not (folder / "data" / "server.json").exists())
+    until(lambda: not Path(f"/proc/{record['pid']}").exists() or _is_zombie(record["pid"]))
 
 
 def _is_zombie(pid: int) -> bool:
