@@ -22,6 +22,7 @@ ORT_ERRORS = (
     ort_errors.RuntimeException,
     ort_errors.EPFail,
     RuntimeError,  # plain, for an output whose type NumPy lacks
+    UnicodeDecodeError,  # in the place of one of these: its text quotes bytes of the model that are no UTF-8
 )
 CHUNK_ROWS = 32
 MESSAGE_CHARACTERS = 300
@@ -114,8 +115,9 @@ def _not_a_row_each(message: str) -> EngineError:
 
 
 def _does_not_run(what: str, error: Exception) -> EngineError:
-    text = "".join(c if c.isprintable() else " " for c in str(error))[:MESSAGE_CHARACTERS]
-    if any(mark in str(error) for mark in OUT_OF_MEMORY_MARKS):
+    said = error.object.decode(errors="replace") if isinstance(error, UnicodeDecodeError) else str(error)
+    text = "".join(c if c.isprintable() else " " for c in said)[:MESSAGE_CHARACTERS]
+    if any(mark in said for mark in OUT_OF_MEMORY_MARKS):
         return EngineError(
             "MODEL_MEMORY",
             f"{what} within the memory that a stranger's model gets.",
