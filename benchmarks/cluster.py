@@ -13,18 +13,17 @@ import argparse
 import contextlib
 import json
 import os
-import secrets
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.conditions import conditions
+from benchmarks.ray_cluster import set_key, started_cluster, wait_until
 from benchmarks.scoring_subjects import Source, Subject, make, named
 from benchmarks.table import bar, print_bars, print_table, write_json
 from pu_engine import ingest
@@ -38,9 +37,7 @@ from server.runners.score_parts import PARTS, SETTLED
 
 IMAGES, SHARDS = 40_000, 16
 SPEED_UP = 1.6  # of two nodes over one
-POLL_SECONDS = 0.1
 START_SECONDS = 300.0
-OBJECT_STORE_BYTES = 80 << 20
 PINNED = {"name": "fp32", "why": "the benchmark asks for it"}
 
 
@@ -71,8 +68,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--shards", type=int, default=SHARDS)
     options = parser.parse_args()
-    # One key for the clusters and for who uses them, before Ray is imported.
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    set_key()
     import ray
 
     where = conditions(images=options.images, shards=options.shards, ray=ray.__version__, threads=1, seed=0)
@@ -127,8 +123,8 @@ def measure(arm: Arm, inputs: Mapping[str, Any], folder: Path, shards: int) -> d
             half = shards // 2
             wait_until(lambda: finished_parts(workdir) >= half or front.poll() is not None, START_SECONDS)
             lost_at = finished_parts(workdir)
-        if arm.lost == "node":
-            kill_node(cluster)
+        if arm.lost == "node" and cluster:
+            cluster.kill_node(cluster.raylets[0])
         if arm.lost == "front":
             front.kill()
             front.wait()
@@ -160,21 +156,6 @@ def prepared(folder: Path, inputs: Mapping[str, Any]) -> Path:
 
 
 @contextlib.contextmanager
-def started_cluster(nodes: int) -> Iterator[Any]:
-    """A head without a CPU, and nodes of one each."""
-    from ray.cluster_utils import Cluster
-
-    common = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **common})
-    try:
-        for _ in range(nodes):
-            cluster.add_node(num_cpus=1, **common)
-        yield cluster
-    finally:
-        cluster.shutdown()
-
-
-@contextlib.contextmanager
 def started_front(runner: str, workdir: Path, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """The process that holds the runner; gone at the end, however that comes."""
     arguments = [sys.executable, "-m", "benchmarks.cluster_front", runner, str(workdir)]
@@ -185,41 +166,9 @@ def started_front(runner: str, workdir: Path, environment: Mapping[str, str]) ->
             process.kill()
 
 
-def kill_node(cluster: Any) -> None:
-    """Kill one node as a power cut would: its raylet and everything that it started."""
-    node = next(iter(cluster.worker_nodes))
-    raylet = node.all_processes["raylet"][0].process.pid
-    for pid in [raylet, *descendants(raylet)]:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def descendants(pid: int) -> list[int]:
-    """Processes below a process."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            if entry.name.isdigit():
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-    found, level = [], [pid]
-    while level:
-        level = [child for child, parent in parents.items() if parent in level]
-        found += level
-    return found
-
-
 def finished_parts(workdir: Path) -> int:
     """Shards whose part is finished."""
     return sum(1 for _ in (workdir / PARTS).glob("shard-*/out/manifest.json"))
-
-
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    """Poll; raises TimeoutError where it does not come to hold."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"nothing to lose within {seconds:g} s")
-        time.sleep(POLL_SECONDS)
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:

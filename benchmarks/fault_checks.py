@@ -21,7 +21,7 @@ SETTLE_SECONDS = 15.0  # a stream that a client left is noticed by then; the lim
 UPLOADS = 4  # that the server takes at once of one tenant
 PROBE_BYTES = 1 << 16
 PROBES = [blob_of(random.Random(number).randbytes(PROBE_BYTES)) for number in range(UPLOADS)]
-KEPT = ("punnet.sqlite3", "lock", "server.log", "students")
+KEPT = ("punnet.sqlite3", "lock", "server.log", "ray.log", "students")
 
 
 def left_behind(server: ServerProcess, parcel_sha256: str) -> list[str]:
@@ -70,12 +70,13 @@ def leaked_files(data: Path, known: set[str]) -> list[str]:
 
 
 def orphans(data: Path) -> list[tuple[int, str]]:
-    """Processes of the server, by command line or by the mark of its stages."""
-    mark = b"PUNNET_RUN_ID=" + hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:16].encode()
+    """Processes of the server, by command line or by the mark of its stages and of its Ray driver."""
+    name = hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:16]
+    marks = {f"{variable}={name}".encode() for variable in ("PUNNET_RUN_ID", "PUNNET_RAY_OF")}
     found = {pid: b" ".join(command).decode(errors="replace") for pid, command in commands_naming(data)}
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):  # it has ended, or is no process
-            if mark in (entry / "environ").read_bytes().split(b"\0"):
+            if not marks.isdisjoint((entry / "environ").read_bytes().split(b"\0")):
                 found.setdefault(int(entry.name), os.readlink(entry / "exe"))
     return sorted(found.items())
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import os
 import random
 import resource
@@ -24,11 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cutting_proxy import CuttingProxy
+from benchmarks.ray_cluster import LocalCluster, kill
 from benchmarks.server_process import ServerProcess
 
 POLL_SECONDS = 0.02
 WITHOUT_BLOBS = ("upload", "pool_verification", "pool_page")  # moments at which no job names a blob
 DELAYS_SECONDS = (0.2, 2.0)  # a stage without torch lives a moment, one with it 1 to 5 s
+SHARE_OF_ALL = 0.25  # of the kills in a cluster: everything of a kind in place of what has work
 SMALL_DISK_BYTES = 768 << 20
 DAY_SECONDS = 86_400.0
 CLOCK_SOURCE = Path(__file__).with_name("clock_jump.c")
@@ -43,7 +46,9 @@ class Scene:
     random: random.Random
     done: threading.Event  # the user has had all once, or has given up
     moments: tuple[str, ...]  # "upload", or a stage that will run
+    stages: Path  # the folder below which stages have theirs: the data folder, or the nodes' where there is a store
     clock: Path | None = None  # the file that the server's wall clock is shifted by
+    cluster: LocalCluster | None = None  # where the stages run, else beside the server
 
     @property
     def data(self) -> Path:
@@ -81,6 +86,52 @@ def kill_stage(scene: Scene) -> Injection | None:
                 killed.append(stage)
         scene.done.wait(scene.random.uniform(0.5, 4.0))
     return {**moment, "killed": killed} if moment and killed else None
+
+
+def kill_ray_worker(scene: Scene) -> Injection | None:
+    """SIGKILL to the Ray worker that holds a running stage, or to all workers of the cluster, once or twice."""
+    moment = wait_for_moment(scene)
+    killed = []
+    for _ in range(scene.random.randint(1, 2) if moment else 0):
+        held = held_stages(scene)
+        if not held or scene.cluster is None:
+            break
+        workers = scene.cluster.workers()
+        victims = list(workers) if scene.random.random() < SHARE_OF_ALL else [worker for _, worker, _ in held]
+        kill(victims)
+        killed.append({"stages": [stage for stage, _, _ in held], "workers": [workers.get(pid, "") for pid in victims]})
+        scene.done.wait(scene.random.uniform(0.5, 4.0))
+    return {**moment, "killed": killed} if moment and killed else None
+
+
+def kill_ray_node(scene: Scene) -> Injection | None:
+    """SIGKILL to all of the node that runs a stage, or of every node, once or twice; each time as many join."""
+    moment = wait_for_moment(scene)
+    killed = []
+    for _ in range(scene.random.randint(1, 2) if moment else 0):
+        held = held_stages(scene)
+        if not held or scene.cluster is None:
+            break
+        busy = sorted({raylet for _, _, raylet in held})
+        victims = scene.cluster.raylets if scene.random.random() < SHARE_OF_ALL else busy
+        for raylet in victims:
+            scene.cluster.kill_node(raylet)
+        killed.append({"stages": [stage for stage, _, _ in held], "nodes": len(victims)})
+        scene.done.wait(scene.random.uniform(0.0, 4.0))
+        for _ in victims:
+            scene.cluster.add_node()
+    return {**moment, "killed": killed} if moment and killed else None
+
+
+def held_stages(scene: Scene) -> list[tuple[str, int, int]]:
+    """The stages that run on the cluster, once there is one: name, the worker's process and its node's."""
+    while scene.cluster is not None and not scene.done.is_set():
+        found = [(stage, scene.cluster.holders(pid)) for pid, stage in sorted(running_stages(scene.stages).items())]
+        held = [(stage, *holders) for stage, holders in found if holders is not None]
+        if held:
+            return held
+        time.sleep(POLL_SECONDS)
+    return []
 
 
 def fill_disk(scene: Scene) -> Injection | None:
@@ -199,10 +250,11 @@ def refuse_writes(scene: Scene) -> Injection | None:
     return {**moment, "seconds": round(seconds, 1)}
 
 
-# A fault of another runner, for instance a killed Ray worker or node, is one more row here.
 FAULTS: Mapping[str, Callable[[Scene], Injection | None]] = {
     "front_killed": kill_front,
     "stage_killed": kill_stage,
+    "ray_worker_killed": kill_ray_worker,
+    "ray_node_killed": kill_ray_node,
     "disk_full": fill_disk,
     "connections_cut": cut_connections,
     "connections_stalled": stall_connections,
@@ -212,6 +264,7 @@ FAULTS: Mapping[str, Callable[[Scene], Injection | None]] = {
     "database_locked": lock_database,
     "writes_refused": refuse_writes,
 }
+ON_RAY = ("ray_worker_killed", "ray_node_killed")  # their rounds' stages run on a cluster
 
 
 def unavailable() -> dict[str, str]:
@@ -221,6 +274,8 @@ def unavailable() -> dict[str, str]:
         missing["disk_full"] = "a small file system can be mounted by root only"
     if shutil.which("cc") is None:
         missing["clock_jumped"] = "there is no C compiler for clock_jump.c"
+    if importlib.util.find_spec("ray") is None:
+        missing |= dict.fromkeys(ON_RAY, "Ray is not installed: pip install 'punnet[cpu,ray]'")
     return missing
 
 
@@ -229,38 +284,38 @@ def wait_for_moment(scene: Scene, *, without: Collection[str] = ()) -> Injection
     name = scene.random.choice([moment for moment in scene.moments if moment not in without])
     delay = scene.random.uniform(0.0, scene.random.choice(DELAYS_SECONDS))
     while not scene.done.is_set():
-        if _begun(scene.data, name):
+        if _begun(scene, name):
             scene.done.wait(delay)
             return None if scene.done.is_set() else {"moment": name, "delay": round(delay, 2)}
         time.sleep(POLL_SECONDS)
     return None
 
 
-def _begun(data: Path, moment: str) -> bool:
-    stages = running_stages(data).values()
+def _begun(scene: Scene, moment: str) -> bool:
+    stages = running_stages(scene.stages).values()
     if moment == "upload":  # or what comes after it, where it was too short to be seen
-        return bool(stages) or any((data / "blobs").glob("*/partial/*"))
+        return bool(stages) or any((scene.data / "blobs").glob("*/partial/*"))
     return moment in stages
 
 
-def running_stages(data: Path) -> dict[int, str]:
-    """Process id -> name of each stage that runs on a data folder."""
+def running_stages(below: Path) -> dict[int, str]:
+    """Process id -> name of each stage whose folder is below another."""
     found = {}
-    for pid, command in commands_naming(data):
+    for pid, command in commands_naming(below):
         if b"pu_engine.stage" in command:
             found[pid] = command[command.index(b"pu_engine.stage") + 1].decode()
     return found
 
 
-def commands_naming(data: Path) -> Iterator[tuple[int, list[bytes]]]:
-    """Processes in whose command line a data folder stands, with that line."""
+def commands_naming(folder: Path) -> Iterator[tuple[int, list[bytes]]]:
+    """Processes in whose command line a folder stands, with that line."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 command = (entry / "cmdline").read_bytes()
             except OSError:  # it has ended
                 continue
-            if str(data).encode() in command:
+            if str(folder).encode() in command:
                 yield int(entry.name), command.split(b"\0")
 
 

@@ -68,6 +68,7 @@ class JobEnd:
     kind: str
     id: str
     state: str
+    attempts: int  # of the stage that had most; what Ray runs again is the same attempt
     code: str = ""
     digests: dict[str, str] = field(default_factory=dict)
 
@@ -202,4 +203,7 @@ class Work:
 
 def _end_of(kind: str, job: job_pb2.Job) -> JobEnd:
     digests = {artifact.path: artifact.sha256 for artifact in job.artifacts if artifact.reproducible}
-    return JobEnd(kind=kind, id=job.id, state=state_name(job), code=job.error.reason, digests=digests)
+    attempts = max((stage.attempt for stage in job.stages), default=0)
+    return JobEnd(
+        kind=kind, id=job.id, state=state_name(job), attempts=attempts, code=job.error.reason, digests=digests
+    )

@@ -12,6 +12,8 @@ file or damage is left. The file is written after each round, and the same comma
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import json
 import random
 import signal
@@ -21,12 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.conditions import conditions
-from benchmarks.fault_injection import FAULTS, unavailable
+from benchmarks.fault_injection import FAULTS, ON_RAY, unavailable
 from benchmarks.fault_round import calm_digests, run_round
 from benchmarks.fault_work import PARTS, make_subject
+from benchmarks.ray_cluster import started_cluster
 from benchmarks.table import bar, print_bars, print_table, write_json
 
 ROUNDS = 100
+NODES = 2  # of the cluster that rounds on Ray run on
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,6 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _stop)
     faults = tuple(options.only or FAULTS)
+    missing = {name: why for name, why in unavailable().items() if name in faults}
+    for name, why in missing.items():
+        print(f"left out: {name}: {why}", flush=True)
+    if len(missing) == len(faults):
+        parser.error("none of these faults can be injected here")
     result = run_rounds(options.out, rounds=options.rounds, seed=options.seed, part=options.work, only=faults)
     show(result)
     return 0 if all(b["holds"] for b in result["bars"]) else 1
@@ -49,7 +58,8 @@ def run_rounds(out: Path, *, rounds: int, seed: int, part: str, only: Sequence[s
     """The whole result; raises ValueError where the file holds rounds of another seed, work or version."""
     missing = unavailable()
     planned = plan(rounds, seed, [name for name in FAULTS if name in only and name not in missing])
-    with tempfile.TemporaryDirectory(prefix="pn-subject-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="pn-subject-") as scratch, contextlib.ExitStack() as held:
+        cluster = functools.cache(lambda: held.enter_context(started_cluster(NODES)))  # one for all rounds on Ray
         subject = make_subject(Path(scratch))
         kept = _kept(out, seed, part)
         if not kept:
@@ -60,7 +70,14 @@ def run_rounds(out: Path, *, rounds: int, seed: int, part: str, only: Sequence[s
         for number, fault in enumerate(planned):
             if number in done:
                 continue
-            row = run_round(subject, part, fault, seed=seed * 1_000_000 + number, reference=kept["reference"])
+            row = run_round(
+                subject,
+                part,
+                fault,
+                seed=seed * 1_000_000 + number,
+                reference=kept["reference"],
+                cluster=cluster() if fault in ON_RAY else None,
+            )
             kept["rows"].append({"round": number, **row})
             write_json(out, kept)
             print(

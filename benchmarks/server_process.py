@@ -25,6 +25,7 @@ class ServerProcess:
     data: Path
     options: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    start_seconds: float = START_SECONDS
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -55,7 +56,7 @@ class ServerProcess:
                 env=os.environ | self.environment,
             )
         while not self._ready():
-            if self.process.poll() is not None or time.monotonic() - started > START_SECONDS:
+            if self.process.poll() is not None or time.monotonic() - started > self.start_seconds:
                 raise RuntimeError(f"the server did not start: {(self.folder / 'stderr').read_text()[-2000:]}")
             time.sleep(POLL_SECONDS)
         return time.monotonic() - started
