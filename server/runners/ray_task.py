@@ -102,9 +102,9 @@ def open_ways() -> tuple[str, ...]:
 
 def run_parcel(command: StageCommand, term_seconds: float, tell: Tell, *, place: Place, listing: str) -> dict[str, Any]:
     """Fetch a stage's inputs into a folder of this node, run it, and put its result where the first one counts."""
-    if is_published(place):
-        return {**asdict(StageOutcome(returncode=0, seconds=0.0)), "warnings": [], "node": platform.node()}
     remove_dead_scratch()
+    if is_published(place):  # by a task that was killed after that
+        return {**asdict(StageOutcome(returncode=0, seconds=0.0)), "warnings": [], "node": platform.node()}
     scratch = Path(tempfile.gettempdir()) / f"{SCRATCH}{os.getpid()}-{start_time(os.getpid())}"
     scratch.mkdir(mode=0o700)
     try:

@@ -7,10 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
+from obstore.store import MemoryStore
 
 from pu_engine.pipeline import installed_versions
+from server.object_store import ObjectStore
 from server.processes import start_time
 from server.runners import ray_task
+from server.runners.parcels import Place
 from server.runners.port import StageCommand
 from server.runners.ray_task import (
     SCRATCH,
@@ -19,6 +22,7 @@ from server.runners.ray_task import (
     command_json,
     command_of,
     remove_dead_scratch,
+    run_parcel,
     run_stage,
     stage_task,
 )
@@ -96,3 +100,15 @@ def test_scratch_of_a_killed_task_is_removed_and_of_a_living_one_is_not(
         (folder / "image.png").write_bytes(b"x")
     remove_dead_scratch()
     assert list(tmp_path.iterdir()) == [living]
+
+
+def test_task_that_finds_its_result_made_removes_what_the_killed_one_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    place = Place(store=ObjectStore(MemoryStore()), prefix="runs/t/key", result="key")
+    place.store.put_new(place.result_list, b"[]")
+    (left := tmp_path / f"{SCRATCH}999999999-1").mkdir()
+    outcome = run_parcel(command(tmp_path), 0.2, lambda tick: None, place=place, listing="0" * 64)
+    assert (outcome["returncode"], outcome["lost"]) == (0, "")
+    assert not left.exists()
