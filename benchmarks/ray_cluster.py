@@ -106,7 +106,9 @@ def started_cluster(nodes: int) -> Iterator[LocalCluster]:
             started.add_node()
         yield started
     finally:
+        below = [pid for node in cluster.list_all_nodes() for pid in descendants(_raylet(node))]
         cluster.shutdown()
+        wait_until(lambda: not any(map(title, below)), JOIN_SECONDS)  # they write into the folder
         shutil.rmtree(folder)
 
 
