@@ -105,7 +105,7 @@ def quantise(peer: Peer, source: Path, calibration: Path, out: Path) -> Made:
 
 
 def calibrated_again(source: Path, inputs: Inputs, form: str) -> tuple[float, float]:
-    """Seconds and CPU seconds of calibrating and trying both methods as export does it, without a search for nodes to take out."""
+    """Seconds and CPU seconds of calibrating and trying both methods as export does it; no nodes are taken out."""
     model = onnx.load(source)
     clock, processor = time.monotonic(), time.process_time()
     observed = observe(model, batches_of(inputs.calibration), threads=1)
