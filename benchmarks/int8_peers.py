@@ -9,6 +9,7 @@ are medians of interleaved rounds; throughput counts CPU time, which a busy mach
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from collections import Counter
@@ -17,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+# Read at import, and by the tools' programs too; the Linux wheels otherwise write a device id.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
 import onnx
