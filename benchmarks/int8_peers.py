@@ -34,9 +34,9 @@ from benchmarks.kept_students import Inputs, KeptStudent, inputs_of, kept_studen
 from benchmarks.table import bar, print_bars, print_table, write_json
 from exporters import openvino_ir
 from exporters.runtime_files import Run
-from pu_engine.agreement import accuracy, argmax_agreement
-from pu_engine.runtime_variants import open_run
-from pu_engine.timings import usable_threads
+from pu_engine.variants.agreement import accuracy, argmax_agreement
+from pu_engine.variants.runtime_variants import open_run
+from pu_engine.variants.timings import usable_threads
 
 OURS = ("fp32", "int8-cpu", "int8-trt")
 IN_OPENVINO = ("fp32", "int8-cpu")  # ours that OpenVINO runs beside NNCF's IR

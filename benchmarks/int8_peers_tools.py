@@ -39,7 +39,7 @@ class Peer:
 
     @property
     def runtime(self) -> str:
-        """Which runtime its file is for, as `pu_engine.runtime_variants` names it."""
+        """Which runtime its file is for, as `pu_engine.variants.runtime_variants` names it."""
         return "onnx" if self.file.endswith(".onnx") else "openvino"
 
 

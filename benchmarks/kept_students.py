@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.export_students import Trained
-from pu_engine.batches import load_part
+from pu_engine.imaging.preprocessing import model_input
 from pu_engine.jsonform import from_json, to_json
-from pu_engine.preprocessing import model_input
-from pu_engine.sample_images import calibration_and_validation
-from pu_engine.student_files import load_student
+from pu_engine.student.files import load_student
+from pu_engine.training.batches import load_part
 from pu_engine.types import Variants
+from pu_engine.variants.sample_images import calibration_and_validation
 
 FACTS = "student.json"
 BATCH = 64
