@@ -23,7 +23,9 @@ from benchmarks.int8_peers import (
     engine,
     kept_cells,
     label,
+    logit_error,
     operators_of,
+    same_class,
     speed_cells,
     spread,
 )
@@ -40,7 +42,7 @@ def row(
 ) -> dict[str, Any]:
     return {
         "student": "resnet18", "file": file, "runtime": runtime, "bytes": 1024 * 100, "size_share": 0.25,
-        "agreement": 0.98, "test_agreement": agreement, "accuracy": 0.5,
+        "agreement": 0.98, "test_agreement": agreement, "test_error": 0.0123, "accuracy": 0.5,
         "operators": {"QLinearConv": 9, "FusedConv": 11}, "cpu_seconds": 1.5, "parses": True,
         "images_per_cpu_second": {"1": spread([speed]), "2": spread([speed / 2])},
         "latency_ms": {"1": spread([3.0]), "2": spread([2.0])}, "engine_bytes": {"SM89": 2048}, **more,
@@ -60,7 +62,7 @@ def student(name: str) -> KeptStudent:
 def test_a_row_fills_every_column() -> None:
     kept, speed = kept_cells(row("ModelOpt")), speed_cells(row("ModelOpt"))
     assert (len(kept), len(speed)) == (len(KEPT_COLUMNS), len(SPEED_COLUMNS))
-    assert kept == ["ModelOpt", "100", "25.0%", "98.0%", "99.0%", "50.0%"]
+    assert kept == ["ModelOpt", "100", "25.0%", "98.0%", "99.0%", "1.23%", "50.0%"]
     assert speed == ["ModelOpt", "9 of 20", "300, 150", "3.00, 2.00", "1.5", "2 KiB"]
 
 
@@ -153,6 +155,18 @@ def test_the_baseline_quantises_a_file(tmp_path: Path, name: str, int8: int) -> 
     assert made.cpu_seconds > 0
     assert "onnxruntime" in made.versions
     assert operators_of(made.path).get("QLinearConv", 0) >= int8
+
+
+def test_a_tie_of_quantised_logits_is_no_agreement() -> None:
+    before, tied = np.array([[0.0, 0.1, 1.0]], np.float32), np.array([[0.0, 1.0, 1.0]], np.float32)
+    assert same_class(before, before) == 1.0
+    assert same_class(before, tied) == 0.0
+
+
+def test_the_error_of_logits_is_relative_to_their_spread() -> None:
+    before = np.array([[1.0, -1.0], [1.0, -1.0]], np.float32)
+    assert logit_error(before, before) == 0.0
+    assert logit_error(before, before + 0.1) == pytest.approx(0.1, rel=1e-5)
 
 
 def test_operators_are_those_that_run(tmp_path: Path) -> None:
