@@ -5,12 +5,18 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PROTO_VENV := .venv-proto
 FRAMEWORKS_VENV := .venv-frameworks
+NNCF_VENV := .venv-nncf
+MODELOPT_VENV := .venv-modelopt
 PROTOS := $(wildcard proto/punnet/v1/*.proto)
 
 COUNT ?= 100000
 CALLS ?= 10000
+DATA ?= ../shared/data
+STUDENTS ?= resnet18
+KEPT := .bench/int8-students
 
-.PHONY: setup demo test test-slow test-client test-frameworks fuzz fuzz-rpc lint proto proto-check bench clean
+.PHONY: setup demo test test-slow test-client test-frameworks fuzz fuzz-rpc lint proto proto-check bench \
+	peer-environments bench-int8-peers clean
 
 setup: $(STAMP)
 
@@ -61,6 +67,27 @@ lint: $(STAMP) node_modules/.installed proto-check
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.transport --out .bench/transport.json
 
+# Other tools' int8 of our students. Each tool pins packages that Punnet can't share; 2 GB together. ModelOpt's own
+# requirements ask for onnxruntime-gpu and CuPy, so its environment is listed whole and installed as listed.
+$(NNCF_VENV)/.installed: benchmarks/int8_peers_nncf.txt
+	$(PYTHON) -m venv $(NNCF_VENV)
+	$(NNCF_VENV)/bin/python -m pip install -qq --no-deps -r $<
+	touch $@
+
+$(MODELOPT_VENV)/.installed: benchmarks/int8_peers_modelopt.txt
+	$(PYTHON) -m venv $(MODELOPT_VENV)
+	$(MODELOPT_VENV)/bin/python -m pip install -qq torch==2.13.0
+	$(MODELOPT_VENV)/bin/python -m pip install -qq --no-deps -r $<
+	touch $@
+
+peer-environments: $(NNCF_VENV)/.installed $(MODELOPT_VENV)/.installed
+
+$(STUDENTS:%=$(KEPT)/%/student.json): $(KEPT)/%/student.json: | $(STAMP)
+	$(BIN)/python -m benchmarks.exports --data $(DATA) --students $* --keep $(KEPT) --out .bench/exports-$*.json
+
+bench-int8-peers: $(STAMP) peer-environments $(STUDENTS:%=$(KEPT)/%/student.json)
+	$(BIN)/python -m benchmarks.int8_peers --kept $(KEPT) --students $(STUDENTS) --out .bench/int8-peers.json
+
 # Generated with an old compiler, so that every runtime that Punnet accepts can read the stubs.
 $(PROTO_VENV)/.installed:
 	$(PYTHON) -m venv $(PROTO_VENV)
@@ -78,4 +105,4 @@ node_modules/.installed: package.json
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PROTO_VENV) $(FRAMEWORKS_VENV) node_modules demo-out .bench .fuzz
+	rm -rf $(VENV) $(PROTO_VENV) $(FRAMEWORKS_VENV) $(NNCF_VENV) $(MODELOPT_VENV) node_modules demo-out .bench .fuzz

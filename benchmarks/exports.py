@@ -1,7 +1,8 @@
 """What does each exported file give? Students briefly distilled on the spot, then every precision of each.
 
 `python -m benchmarks.exports --data DIR --out F.json`; DIR's neighbour `teachers` holds the teacher. `--quick` takes
-one small student and asks for no bar of resnet18. Speeds are images per second of CPU time, which a busy machine bends
+one small student and asks for no bar of resnet18; `--students` takes some of them. `--keep FOLDER` leaves the files and
+the images for `benchmarks.int8_peers`. Speeds are images per second of CPU time, which a busy machine bends
 less than time on the clock.
 """
 
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from benchmarks.conditions import conditions
 from benchmarks.export_students import Recipe, Trained, ask_teacher, measured_pixels, sized, take_in, train
+from benchmarks.kept_students import keep
 from benchmarks.table import bar, print_bars, print_table, write_json
 from exporters import trt_parsing
 from exporters.engine_builder import EngineRequest, build_here
@@ -62,8 +64,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--students", nargs="+", choices=[recipe.name for recipe in RECIPES])
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="a folder a student, for benchmarks.int8_peers")
     options = parser.parse_args()
-    recipes = QUICK if options.quick else RECIPES
+    recipes = QUICK if options.quick else [r for r in RECIPES if r.name in (options.students or [r.name])]
     started = time.monotonic()
     facts = conditions(seed=0, vnni=has_vnni(), recipes=[to_json(recipe) for recipe in recipes], quick=options.quick)
     rows: list[dict[str, Any]] = []
@@ -75,7 +79,8 @@ def main() -> None:
         images, labels = measured_pixels(options.data, QUICK_TEST_PER_CLASS if options.quick else TEST_PER_CLASS)
         for recipe in recipes:
             trained = train(recipe, intake, parts, work / recipe.name)
-            found, recommended = measure(trained, images, labels, work / recipe.name)
+            kept = options.keep and options.keep / recipe.name
+            found, recommended = measure(trained, images, labels, work / recipe.name, kept)
             rows += found
             chosen += recommended
             print_table(f"{recipe.name} at {recipe.size} pixels", COLUMNS, [shown(row) for row in found])
@@ -92,15 +97,18 @@ def main() -> None:
 
 
 def measure(
-    trained: Trained, images: NDArray[np.uint8], labels: NDArray[np.int64], work: Path
+    trained: Trained, images: NDArray[np.uint8], labels: NDArray[np.int64], work: Path, kept: Path | None = None
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Export and verify as in a job, then measure each file on the test images."""
+    """Export and verify as in a job, then measure each file on the test images. `kept`: where others find them."""
     exported, verdicts = export_and_verify(trained, work)
     spec, _ = load_student(Path(trained.distillation.path))
     pixels = sized(images, spec.size)
     folder = work / "export"
     whole = next(v.size for v in exported.variants if v.name == "fp32")
     hops = {v.hop.rpartition(" -> ")[2]: v for v in verdicts.verdicts}
+    if kept:
+        passed = {name: hop.passed for name, hop in hops.items()}
+        keep(trained, exported, passed, pixels, labels, export=folder, folder=kept)
     rows = []
     for variant in (v for v in exported.variants if v.format == "onnx"):
         hop = hops[variant.name]
@@ -163,16 +171,19 @@ def for_tensorrt(folder: Path, name: str) -> dict[str, Any]:
     """Whether TensorRT-RTX parses a file made for it, and the engine's bytes for each capability."""
     if name not in TRT_FILES:
         return {"parses": None, "engine_bytes": {}}
-    said = trt_parsing.parse(folder / FILES[name])
+    return engines_of(folder / FILES[name], folder / "probe.engine", CAPABILITIES)
+
+
+def engines_of(path: Path, scratch: Path, capabilities: Sequence[str]) -> dict[str, Any]:
+    """Whether TensorRT-RTX parses a file, and the bytes of an engine for each capability, or why there is none."""
+    said = trt_parsing.parse(path)
     if said.unchecked:
         return {"parses": said.unchecked, "engine_bytes": {}}
     sizes: dict[str, Any] = {}
-    for capability in CAPABILITIES:
-        request = EngineRequest(
-            onnx=str(folder / FILES[name]), builder="tensorrt_rtx", capabilities=(capability,), batches=(1, 8, 64)
-        )
+    for capability in capabilities:
+        request = EngineRequest(onnx=str(path), builder="tensorrt_rtx", capabilities=(capability,), batches=(1, 8, 64))
         try:
-            sizes[capability] = build_here(request, folder / "probe.engine", lambda *_: True).size
+            sizes[capability] = build_here(request, scratch, lambda *_: True).size
         except ExportError as error:
             sizes[capability] = error.message
     return {"parses": not said.refused, "engine_bytes": sizes}
@@ -184,11 +195,11 @@ def all_bars(rows: Sequence[Mapping[str, Any]], vnni: bool) -> list[dict[str, An
     students = list(dict.fromkeys(row["student"] for row in rows))
     exact = max(table[s, "fp32"]["parity"] for s in students)
     half = min(table[s, "fp16"]["agreement"] for s in students)
-    lost = max(
+    lost = [
         table[s, "fp32"]["accuracy"] - table[s, "int8-cpu"]["accuracy"]
         for s in students
         if table[s, "int8-cpu"]["passed"]
-    )
+    ]
     tensorrt = [r for r in rows if r["variant"] in TRT_FILES]
     refused = sum(
         r["parses"] is not True or any(isinstance(v, str) for v in r["engine_bytes"].values()) for r in tensorrt
@@ -196,10 +207,11 @@ def all_bars(rows: Sequence[Mapping[str, Any]], vnni: bool) -> list[dict[str, An
     bars = [
         bar("fp32 relative error to torch", exact, 1e-4, at_least=False),
         bar("fp16 argmax agreement with fp32", half, 0.995, at_least=True),
-        bar("points that int8-cpu files that passed lose, at most", 100 * lost, 0.6, at_least=False),
         bar("files for TensorRT that do not parse and build", float(refused), 0.0, at_least=False),
         bar("lines onnxruntime warns at load", float(sum(r["warnings_at_load"] for r in rows)), 0.0, at_least=False),
     ]
+    if lost:
+        bars.append(bar("points that int8-cpu files that passed lose, at most", 100 * max(lost), 0.6, at_least=False))
     if "resnet18" in students:
         share = max(table["resnet18", name]["size_share"] for name in ("int8-cpu", "int8-trt"))
         bars.append(bar("resnet18: int8 bytes of fp32's", share, 0.30, at_least=False))
