@@ -38,7 +38,7 @@ from server.watch import Watch
 log = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
-SHARED_STYLE = Path(pipeline.__file__).with_name("page.css")  # one look for the reports and this page
+SHARED_STYLE = Path(pipeline.__file__).parent / "pages" / "page.css"  # one look for the reports and this page
 PAGE_SIZE, POOLS = 50, 200
 FORM_BYTES = 4096
 KIND_WORDS = {
